@@ -1,0 +1,182 @@
+"""Influence of training samples on the parameters of a linear layer.
+
+All conventions live here, once:
+
+* n samples were measured; the parameters are a matrix of shape (K, D).
+* The gradient of sample i is rank one, ``g_i = left_i ⊗ right_i``: K + D numbers, not K * D.
+* ``H`` is the mean generalised Gauss-Newton matrix plus ``damping`` times the identity.
+* Influence: ``s_i = (1/n) H^-1 (g_i - gbar)``. Subtracting the mean gradient ``gbar`` makes groups
+  right: at an optimum it equals putting the weight-decay gradient inside every ``g_i``.
+* Removing the m samples of a set S moves the parameters, to first order, by
+  ``shift(S) = n / (n - m) * sum of s_i over S``.
+
+Source: Yang et al., "Dataset Pruning: Reducing Training Data by Examining Generalization
+Influence", ICLR 2023 (arXiv 2205.09329), section 3. The paper uses ``g_i`` without ``gbar``
+(here ``center=False``) and leaves out the factor ``n / (n - m)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+CHUNK = 1024
+"""Rows handled at a time. It bounds memory; it changes results only by rounding."""
+
+
+@dataclass(frozen=True)
+class RankOne:
+    """A stack of n matrices ``left_i ⊗ right_i`` of shape (K, D), held as K + D numbers each.
+
+    Args:
+        left: shape (n, K).
+        right: shape (n, D), on the same device.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def __len__(self) -> int:
+        """Number of matrices n."""
+        return len(self.left)
+
+    def __getitem__(self, index: Tensor | slice) -> RankOne:
+        return RankOne(self.left[index], self.right[index])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (K, D) of one matrix."""
+        return self.left.shape[1], self.right.shape[1]
+
+    def chunks(self) -> Iterator[RankOne]:
+        """Consecutive slices of at most ``CHUNK`` matrices."""
+        for start in range(0, len(self), CHUNK):
+            yield self[start : start + CHUNK]
+
+    def sum(self, indices: Tensor | None = None) -> Tensor:
+        """Sum of the chosen matrices (all by default), shape (K, D), accumulated in float64."""
+        chosen = self if indices is None else self[indices.to(self.left.device)]
+        total = torch.zeros(self.shape, dtype=torch.float64, device=self.left.device)
+        for chunk in chosen.chunks():
+            total += chunk.left.double().T @ chunk.right.double()
+        return total
+
+    def dot(self, matrix: Tensor) -> Tensor:
+        """Inner product of every matrix with one of shape (K, D); returns (n,) in float64."""
+        parts = [
+            ((c.left.double() @ matrix.double()) * c.right.double()).sum(1) for c in self.chunks()
+        ]
+        return torch.cat(parts)
+
+    def norms(self) -> Tensor:
+        """Frobenius norm of every matrix, shape (n,): the product of the factors' norms."""
+        return torch.cat(
+            [c.left.double().norm(dim=1) * c.right.double().norm(dim=1) for c in self.chunks()]
+        )
+
+    def flat(self) -> Tensor:
+        """Every matrix written out, shape (n, K * D). For chunks only: it is K * D / (K + D) larger."""
+        return (self.left[:, :, None] * self.right[:, None, :]).flatten(1)
+
+    @classmethod
+    def from_vectors(cls, vectors: Tensor) -> RankOne:
+        """Wrap dense vectors, shape (n, P), as matrices of shape (1, P)."""
+        return cls(vectors.new_ones(len(vectors), 1), vectors)
+
+
+class Factor(Protocol):
+    """A factorised curvature ``H`` of shape (K*D, K*D), damping included."""
+
+    @property
+    def damping(self) -> float:
+        """Multiple of the identity that was added to the curvature."""
+
+    def solve(self, matrix: Tensor) -> Tensor:
+        """``H^-1`` applied to a matrix of shape (K, D), in float64."""
+
+    def whiten(self, rows: RankOne) -> RankOne:
+        """Rows in coordinates where the curvature is about the identity: ``L^-1 g``, ``H = L L^T``.
+
+        Solvers search there because all directions weigh the same. Any invertible map keeps
+        "the sum is zero" true; reported norms never come from here.
+        """
+
+
+@dataclass(frozen=True)
+class Influence:
+    """Influence vectors of n samples, never written out: gradients, a factorised curvature.
+
+    Args:
+        gradients: per-sample gradients, n rank-one matrices of shape (K, D).
+        mean: what is subtracted from every gradient, shape (K, D), float64.
+        factor: the factorised curvature.
+        search: the whitened gradients, float32, whatever their shape.
+        search_mean: what is subtracted from every row of ``search``, float64.
+    """
+
+    gradients: RankOne
+    mean: Tensor
+    factor: Factor
+    search: RankOne
+    search_mean: Tensor
+
+    @classmethod
+    def build(cls, gradients: RankOne, factor: Factor, *, center: bool = True) -> Influence:
+        """Whiten the gradients and fix the mean.
+
+        Args:
+            gradients: per-sample gradients, shape (K, D) each.
+            factor: curvature of the same parameters.
+            center: subtract the mean gradient. ``False`` gives the paper's literal vectors.
+        """
+        search = factor.whiten(gradients)
+        share = 1.0 / len(gradients) if center else 0.0
+        return cls(gradients, gradients.sum() * share, factor, search, search.sum() * share)
+
+    @classmethod
+    def from_vectors(cls, vectors: Tensor) -> Influence:
+        """Take any vectors, shape (n, P), as centred influence: for other scores and for tests.
+
+        The group shift is then ``n / (n - m)`` times the sum of ``vectors[i] - mean``.
+        """
+        rows = RankOne.from_vectors(vectors * len(vectors))
+        return cls.build(rows, IdentityFactor())
+
+    def __len__(self) -> int:
+        """Number of samples n."""
+        return len(self.gradients)
+
+    def gradient_sum(self, pruned: Tensor) -> Tensor:
+        """Sum of the centred gradients of the pruned samples, shape (K, D), float64."""
+        return self.gradients.sum(pruned) - len(pruned) * self.mean
+
+    def shift(self, pruned: Tensor) -> Tensor:
+        """First-order change of the parameters when ``pruned`` is removed, shape (K, D), float64.
+
+        Args:
+            pruned: indices, int64, shape (m,), m < n.
+        """
+        return self.factor.solve(self.gradient_sum(pruned)) / (len(self) - len(pruned))
+
+    def shift_norm(self, pruned: Tensor) -> float:
+        """Euclidean norm of :meth:`shift`, in the units of the parameters."""
+        return float(self.shift(pruned).norm())
+
+
+@dataclass(frozen=True)
+class IdentityFactor:
+    """The identity as curvature: influence is the centred gradient over n."""
+
+    damping: float = 0.0
+
+    def solve(self, matrix: Tensor) -> Tensor:
+        """The matrix itself, in float64."""
+        return matrix.double()
+
+    def whiten(self, rows: RankOne) -> RankOne:
+        """The rows themselves, in float32."""
+        return RankOne(rows.left.float(), rows.right.float())

@@ -1,0 +1,226 @@
+"""Losses as functions of a linear layer's output: value, gradient and curvature per sample.
+
+A loss here can be called like any other, ``losses(model, batch) -> (b,)``, and also knows its
+derivatives in closed form. Any callable without closed forms works too: then the gradients module
+differentiates it automatically.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunesampler.samples import DiagonalHessian, OutputHessian, SoftmaxHessian
+
+
+class Derivatives(NamedTuple):
+    """Per-sample loss (n,), its gradient by the outputs (n, C), and its Hessian by them."""
+
+    losses: Tensor
+    delta: Tensor
+    hessian: OutputHessian
+
+
+@runtime_checkable
+class ClosedFormLoss(Protocol):
+    """A per-sample loss that knows its derivatives by the model's output."""
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """One unreduced loss per sample, shape (b,)."""
+
+    def outputs_and_targets(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        """Run the model: its outputs (b, C) and the batch's targets."""
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of every sample, shape (b,), differentiable."""
+
+    def derivatives(self, outputs: Tensor, targets: Tensor) -> Derivatives:
+        """Loss, gradient and Hessian of every sample, from outputs of shape (b, C)."""
+
+
+def model_output(output: Any) -> Tensor:
+    """The tensor of a model's output: itself, or its ``logits``.
+
+    Raises:
+        TypeError: when it is neither.
+    """
+    logits = output.get("logits") if isinstance(output, Mapping) else output
+    logits = getattr(logits, "logits", logits)
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"the model returned {type(output).__name__}, neither a tensor nor an object with "
+            "`.logits`; pass losses=, a function (model, batch) -> one loss per sample"
+        )
+    return logits
+
+
+def run_batch(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+    """Run the model on ``(x, y)``, or on a mapping with ``labels``; return outputs and targets.
+
+    Raises:
+        TypeError: for a batch of any other form.
+    """
+    if isinstance(batch, Mapping) and "labels" in batch:
+        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        return model_output(model(**inputs)), batch["labels"]
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return model_output(model(batch[0])), batch[1]
+    keys = f" with keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else ""
+    raise TypeError(
+        f"the default loss takes a batch (x, y) or a mapping with 'labels', got "
+        f"{type(batch).__name__}{keys}; pass losses=, a function (model, batch) -> one loss per sample"
+    )
+
+
+class _OutputLoss:
+    """Calling and running, the same for every closed form."""
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """One unreduced loss per sample, shape (b,)."""
+        outputs, targets = self.outputs_and_targets(model, batch)
+        return self.values(outputs, targets)
+
+    def outputs_and_targets(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        """Run the model on ``(x, y)`` or on a mapping with ``labels``."""
+        return run_batch(model, batch)
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of every sample, shape (b,), differentiable."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy(_OutputLoss):
+    """Softmax cross-entropy, as ``torch.nn.CrossEntropyLoss`` with ``reduction="none"``.
+
+    Targets are class indices, shape (b,), or class probabilities, shape (b, C).
+
+    Args:
+        weight: class weights, shape (C,).
+        label_smoothing: share of the target spread over all classes.
+    """
+
+    weight: Tensor | None = None
+    label_smoothing: float = 0.0
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of every sample, shape (b,)."""
+        _check_classes(outputs, targets)
+        weight = None if self.weight is None else self.weight.to(outputs)
+        return F.cross_entropy(
+            outputs, targets, weight, reduction="none", label_smoothing=self.label_smoothing
+        )
+
+    def derivatives(self, outputs: Tensor, targets: Tensor) -> Derivatives:
+        """Loss, gradient and Hessian; see :class:`ClosedFormLoss`.
+
+        The gradient of the heaviest class is minus the sum of the others: ``p - 1`` would cancel
+        and make easy samples exactly zero.
+
+        Raises:
+            ValueError: when a label is not a class of the output.
+        """
+        values = self.values(outputs, targets)
+        classes = outputs.shape[1]
+        hard = targets.dim() == 1
+        target = F.one_hot(targets, classes).to(outputs) if hard else targets.to(outputs)
+        target = target * (1 - self.label_smoothing) + self.label_smoothing / classes
+        if self.weight is not None:
+            target = target * self.weight.to(outputs)
+        mass = target.sum(1)
+        probabilities = outputs.softmax(1)
+        delta = mass[:, None] * probabilities - target
+        heaviest = target.argmax(1, keepdim=True)
+        delta.scatter_(1, heaviest, 0.0)
+        delta.scatter_(1, heaviest, -delta.sum(1, keepdim=True))
+        return Derivatives(values, delta, SoftmaxHessian(probabilities, mass))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinaryCrossEntropy(_OutputLoss):
+    """Binary cross-entropy with logits, the mean over the C outputs of a sample.
+
+    Targets have the outputs' shape, or (b,) when there is one output.
+
+    Args:
+        pos_weight: weight of the positive answers, shape (C,).
+    """
+
+    pos_weight: Tensor | None = None
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of every sample, shape (b,)."""
+        outputs, targets = _match(outputs, targets)
+        weight = None if self.pos_weight is None else self.pos_weight.to(outputs)
+        return F.binary_cross_entropy_with_logits(
+            outputs, targets, pos_weight=weight, reduction="none"
+        ).mean(1)
+
+    def derivatives(self, outputs: Tensor, targets: Tensor) -> Derivatives:
+        """Loss, gradient and Hessian; see :class:`ClosedFormLoss`."""
+        outputs, target = _match(outputs, targets)
+        positive = target if self.pos_weight is None else target * self.pos_weight.to(outputs)
+        up, down = outputs.sigmoid(), (-outputs).sigmoid()
+        share = 1.0 / outputs.shape[1]
+        delta = share * ((1 - target) * up - positive * down)
+        hessian = DiagonalHessian(share * (positive + 1 - target) * up * down)
+        return Derivatives(self.values(outputs, target), delta, hessian)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquaredError(_OutputLoss):
+    """Squared error, the mean over the C outputs of a sample.
+
+    Targets have the outputs' shape, or (b,) when there is one output.
+    """
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of every sample, shape (b,)."""
+        outputs, targets = _match(outputs, targets)
+        return (outputs - targets).square().mean(1)
+
+    def derivatives(self, outputs: Tensor, targets: Tensor) -> Derivatives:
+        """Loss, gradient and Hessian; see :class:`ClosedFormLoss`."""
+        outputs, target = _match(outputs, targets)
+        scale = 2.0 / outputs.shape[1]
+        hessian = DiagonalHessian(torch.full_like(outputs, scale))
+        return Derivatives(self.values(outputs, target), scale * (outputs - target), hessian)
+
+
+def _check_classes(outputs: Tensor, targets: Tensor) -> None:
+    if outputs.dim() != 2:
+        raise ValueError(
+            f"cross-entropy takes outputs of shape (batch, classes), got {tuple(outputs.shape)}; "
+            "pass losses= for another task"
+        )
+    if targets.dim() != 1:
+        return
+    if targets.is_floating_point():
+        raise ValueError(
+            f"class labels must be integers, got {targets.dtype} of shape {tuple(targets.shape)}; "
+            "for regression pass losses=SquaredError(), for yes-or-no answers BinaryCrossEntropy()"
+        )
+    classes = outputs.shape[1]
+    wrong = (targets < 0) | (targets >= classes)
+    if wrong.any():
+        values = sorted(set(targets[wrong].tolist()))[:5]
+        raise ValueError(
+            f"labels {values} are out of range: the layer has {classes} outputs, so labels are "
+            f"0 to {classes - 1}; correct the labels or the layer"
+        )
+
+
+def _match(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs and targets both as (b, C)."""
+    flat = outputs.reshape(len(outputs), -1)
+    if targets.numel() != flat.numel():
+        raise ValueError(
+            f"targets of shape {tuple(targets.shape)} do not fit outputs of shape "
+            f"{tuple(outputs.shape)}; give one target per output"
+        )
+    return flat, targets.reshape(flat.shape).to(flat)

@@ -1,0 +1,290 @@
+"""A sampler over a changing subset of a dataset's indices."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, Sampler
+
+from prunesampler.selection import Selection
+
+STATE_VERSION = 1
+
+
+class InfluencePrunedSampler(Sampler[int]):
+    """Yields the kept indices of a dataset, in an order that depends on (seed, epoch, kept) alone.
+
+    It starts with all samples kept. Iterating changes nothing but the epoch: a pass that runs to its
+    end moves the epoch on by one, unless `set_epoch` did so meanwhile. A change by `restrict` takes
+    effect with the next pass; prune between epochs.
+
+    Under accelerate, Lightning and the Hugging Face Trainer leave ``num_replicas`` and ``rank``
+    alone: they share out the batches themselves.
+
+    Args:
+        dataset: with a length. Only the length is used.
+        seed: of the order.
+        shuffle: a new order every epoch; otherwise ascending.
+        num_replicas: processes that share the indices, in plain ``torch.distributed``.
+        rank: of this process.
+        uneven: when the indices do not divide evenly, ``"pad"`` repeats some, ``"drop"`` leaves some
+            out. All ranks always get the same number.
+        epoch_length: ``"shrink"``: a pass is the kept samples. ``"constant"``: the kept samples are
+            repeated, reshuffled, until a pass is as long as the dataset, so that step counts and
+            schedules stay as they were.
+
+    Raises:
+        TypeError: for a dataset without a length.
+        ValueError: for an empty dataset or an argument out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        num_replicas: int = 1,
+        rank: int = 0,
+        uneven: Literal["pad", "drop"] = "pad",
+        epoch_length: Literal["shrink", "constant"] = "shrink",
+    ) -> None:
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            raise TypeError(
+                f"{type(dataset).__name__} has no length and no indices to choose from; "
+                "use a map-style dataset (with __len__ and __getitem__)"
+            )
+        if len(dataset) == 0:
+            raise ValueError("the dataset is empty; there is nothing to sample")
+        if num_replicas < 1 or not 0 <= rank < num_replicas:
+            raise ValueError(
+                f"rank={rank} of num_replicas={num_replicas}: ranks run from 0 to num_replicas - 1"
+            )
+        if uneven not in ("pad", "drop"):
+            raise ValueError(f"uneven must be 'pad' or 'drop', got {uneven!r}")
+        if epoch_length not in ("shrink", "constant"):
+            raise ValueError(f"epoch_length must be 'shrink' or 'constant', got {epoch_length!r}")
+        self.num_samples = len(dataset)
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.epoch = 0
+        self._min_kept = 1
+        self.epoch_length = epoch_length
+        self._seed = _natural("seed", seed)
+        self._shuffle = shuffle
+        self._uneven = uneven
+        self._kept = torch.arange(self.num_samples)
+
+    @property
+    def kept(self) -> Tensor:
+        """Indices in use, int64, ascending. Not a copy: do not change it."""
+        return self._kept
+
+    def restrict(self, selection: Selection | Tensor | Sequence[int]) -> None:
+        """Keep only these samples from the next pass on.
+
+        Args:
+            selection: a selection, or the indices to keep in any order.
+
+        Raises:
+            ValueError: when it belongs to a dataset of another size, holds an index twice or out of
+                range, or keeps too few.
+            TypeError: when indices are not whole numbers.
+        """
+        if isinstance(selection, Selection):
+            if selection.num_samples != self.num_samples:
+                raise ValueError(
+                    f"the selection is of {selection.num_samples} samples, this sampler's dataset "
+                    f"has {self.num_samples}; select on the same dataset"
+                )
+            kept = selection.kept
+        else:
+            kept = _checked_indices(selection, self.num_samples)
+        self.check_size(len(kept))
+        self._kept = kept
+
+    def reset(self) -> None:
+        """Keep all samples again, from the next pass on."""
+        self._kept = torch.arange(self.num_samples)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass. Repeating it or going back is harmless."""
+        self.epoch = _natural("epoch", epoch)
+
+    def __len__(self) -> int:
+        """Indices in one pass on one rank."""
+        return self.length(len(self._kept))
+
+    def length(self, kept: int) -> int:
+        """Indices in one pass on one rank if that many samples were kept."""
+        total = self.num_samples if self.epoch_length == "constant" else kept
+        whole, rest = divmod(total, self.num_replicas)
+        return whole + (1 if rest and self._uneven == "pad" else 0)
+
+    def __iter__(self) -> Iterator[int]:
+        """One pass: a snapshot, so later changes of the sampler do not reach it."""
+        return EpochIterator(self)
+
+    def indices(self, epoch: int) -> list[int]:
+        """All indices of one epoch on this rank, in order, as Python ints."""
+        per_rank = len(self)
+        total = per_rank * self.num_replicas
+        passes = -(-total // len(self._kept))
+        if self._shuffle:
+            entropy = np.random.SeedSequence([self._seed, epoch])
+            generator = torch.Generator()
+            generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
+            orders = [torch.randperm(len(self._kept), generator=generator) for _ in range(passes)]
+            order = self._kept[torch.cat(orders)[:total]]
+        else:
+            order = self._kept.repeat(passes)[:total]
+        ours: list[int] = order[self.rank :: self.num_replicas].tolist()
+        return ours
+
+    def require(self, batch_size: int) -> None:
+        """Refuse from now on to keep fewer than a batch, for loaders that drop their last one.
+
+        Raises:
+            ValueError: when fewer are kept already.
+        """
+        self._min_kept = batch_size
+        self.check_size(len(self._kept))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Version, dataset size, seed, epoch and kept indices: what the order depends on.
+
+        The place within a pass belongs to the iterator, not here.
+        """
+        return {
+            "version": STATE_VERSION,
+            "n": self.num_samples,
+            "seed": self._seed,
+            "epoch": self.epoch,
+            "kept": self._kept,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned; on an error nothing changes.
+
+        Raises:
+            ValueError: when the state is of another version or dataset size, or not valid.
+        """
+        missing = {"version", "n", "seed", "epoch", "kept"} - set(state)
+        if missing:
+            raise ValueError(f"not a state of InfluencePrunedSampler: {sorted(missing)} missing")
+        if state["version"] != STATE_VERSION:
+            raise ValueError(
+                f"the state has version {state['version']!r}, this release reads {STATE_VERSION}"
+            )
+        if state["n"] != self.num_samples:
+            raise ValueError(
+                f"the state is of a dataset of {state['n']} samples, this one has "
+                f"{self.num_samples}; resume with the dataset of the checkpoint"
+            )
+        kept = _checked_indices(state["kept"], self.num_samples)
+        seed, epoch = _natural("seed", state["seed"]), _natural("epoch", state["epoch"])
+        self.check_size(len(kept))
+        self._seed, self.epoch, self._kept = seed, epoch, kept
+
+    def check_size(self, kept: int) -> None:
+        """Check that so many kept samples make an epoch.
+
+        Raises:
+            ValueError: when they do not.
+        """
+        if kept == 0:
+            raise ValueError("no sample would be kept; an epoch would be empty: keep at least one")
+        if self.length(kept) < self._min_kept:
+            raise ValueError(
+                f"{kept} kept samples make {self.length(kept)} a rank, fewer than the batch of "
+                f"{self._min_kept} in a loader with drop_last=True: every epoch would be empty; "
+                "prune less, use a smaller batch, or drop_last=False"
+            )
+
+
+class EpochIterator(itertools.chain):  # type: ignore[type-arg]
+    """One pass over a sampler, with a position that can be saved and restored.
+
+    It chains the list of indices with a generator that yields nothing and runs when the list is used
+    up; so stepping costs no Python call.
+    """
+
+    _indices: Iterator[int]
+    _epoch: int
+    _total: int
+
+    def __new__(cls, sampler: InfluencePrunedSampler) -> EpochIterator:
+        """Snapshot the sampler's next pass."""
+        epoch = sampler.epoch
+        indices = iter(sampler.indices(epoch))
+        self = super().__new__(cls, indices, cls._finish(sampler, epoch))
+        self._indices, self._epoch, self._total = indices, epoch, _remaining(indices)
+        return self
+
+    def __init__(self, sampler: InfluencePrunedSampler) -> None:
+        """Nothing: `__new__` made everything, as `chain` is immutable."""
+
+    @staticmethod
+    def _finish(sampler: InfluencePrunedSampler, epoch: int) -> Iterator[int]:
+        if sampler.epoch == epoch:
+            sampler.epoch += 1
+        return
+        yield
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, position and length of this pass."""
+        position = self._total - _remaining(self._indices)
+        return {"epoch": self._epoch, "position": position, "length": self._total}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Move to a saved position; the sampler's own state must have been restored before.
+
+        Raises:
+            ValueError: when the position belongs to a pass of another length or epoch.
+        """
+        if (state["epoch"], state["length"]) != (self._epoch, self._total):
+            raise ValueError(
+                f"the position is in epoch {state['epoch']} of {state['length']} indices, this pass "
+                f"is epoch {self._epoch} of {self._total}; restore the sampler's state first"
+            )
+        skip = state["position"] - (self._total - _remaining(self._indices))
+        if skip < 0:
+            raise ValueError(f"position {state['position']} lies behind this pass; start a new one")
+        next(itertools.islice(self._indices, skip, skip), None)
+
+
+def _remaining(indices: Iterator[int]) -> int:
+    return indices.__length_hint__()  # type: ignore[attr-defined, no-any-return]
+
+
+def _natural(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
+    return int(value)
+
+
+def _checked_indices(indices: Tensor | Sequence[int], num_samples: int) -> Tensor:
+    """Indices as an ascending int64 tensor on the CPU."""
+    tensor = torch.as_tensor(indices)
+    if tensor.numel() == 0:
+        return torch.zeros(0, dtype=torch.int64)
+    if tensor.dim() != 1 or tensor.is_floating_point() or tensor.dtype == torch.bool:
+        raise TypeError(
+            f"kept indices must be whole numbers of shape (k,), got {tensor.dtype} of shape "
+            f"{tuple(tensor.shape)}; turn a mask into indices with mask.nonzero().flatten()"
+        )
+    ascending = tensor.to("cpu", torch.int64).sort().values
+    if ascending[0] < 0 or ascending[-1] >= num_samples:
+        raise ValueError(
+            f"kept indices run from {ascending[0]} to {ascending[-1]}, but the dataset has indices "
+            f"0 to {num_samples - 1}"
+        )
+    repeated = ascending[1:][ascending.diff() == 0]
+    if len(repeated):
+        raise ValueError(f"kept indices hold {repeated[0]} more than once; give each index once")
+    return ascending

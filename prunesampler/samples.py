@@ -1,0 +1,176 @@
+"""What scoring takes from n samples: gradients and curvature of their losses at one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from prunesampler.influence import CHUNK, RankOne
+
+
+class OutputHessian(Protocol):
+    """Second derivative of each sample's loss by the layer's C outputs."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything it holds, first dimension n; the constructor takes them by these names."""
+
+    def dense(self, basis: Tensor) -> Tensor:
+        """``basis^T H_i basis`` for every sample, shape (n, K, K), for a basis of shape (C, K)."""
+
+    def basis(self) -> Tensor:
+        """Orthonormal columns that span what the loss can see, shape (C, K), float64."""
+
+
+@dataclass(frozen=True)
+class SoftmaxHessian:
+    """``w_i (diag p_i - p_i p_i^T)``, for cross-entropy.
+
+    Softmax does not see a shift of all outputs, so the all-ones direction carries no curvature and
+    no gradient. The basis leaves it out: C - 1 Helmert columns.
+
+    Args:
+        probabilities: shape (n, C).
+        mass: total target weight of each sample, shape (n,); 1 without class weights.
+    """
+
+    probabilities: Tensor
+    mass: Tensor
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The two arguments."""
+        return {"probabilities": self.probabilities, "mass": self.mass}
+
+    def dense(self, basis: Tensor) -> Tensor:
+        """Shape (n, K, K); see :class:`OutputHessian`."""
+        p, q = self.probabilities, basis.to(self.probabilities)
+        seen = p @ q
+        spread = torch.einsum("ck,nc,cl->nkl", q, p, q) - seen[:, :, None] * seen[:, None, :]
+        return self.mass[:, None, None] * spread
+
+    def basis(self) -> Tensor:
+        """Helmert columns, shape (C, C - 1): orthonormal and orthogonal to ones."""
+        return helmert(self.probabilities.shape[1])
+
+
+@dataclass(frozen=True)
+class DiagonalHessian:
+    """``diag(values_i)``, for losses that treat the outputs apart.
+
+    Args:
+        values: shape (n, C).
+    """
+
+    values: Tensor
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The one argument."""
+        return {"values": self.values}
+
+    def dense(self, basis: Tensor) -> Tensor:
+        """Shape (n, K, K); see :class:`OutputHessian`."""
+        q = basis.to(self.values)
+        return torch.einsum("ck,nc,cl->nkl", q, self.values, q)
+
+    def basis(self) -> Tensor:
+        """The identity, shape (C, C)."""
+        return torch.eye(self.values.shape[1], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class DenseHessian:
+    """Any symmetric matrices, from automatic differentiation.
+
+    Args:
+        values: shape (n, C, C).
+    """
+
+    values: Tensor
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The one argument."""
+        return {"values": self.values}
+
+    def dense(self, basis: Tensor) -> Tensor:
+        """Shape (n, K, K); see :class:`OutputHessian`."""
+        q = basis.to(self.values)
+        return torch.einsum("ck,ncd,dl->nkl", q, self.values, q)
+
+    def basis(self) -> Tensor:
+        """The identity, shape (C, C)."""
+        return torch.eye(self.values.shape[1], dtype=torch.float64)
+
+
+def helmert(size: int) -> Tensor:
+    """Orthonormal basis of the vectors of length ``size`` that sum to zero, float64.
+
+    Returns:
+        Shape (size, size - 1); column k is constant on the first k + 1 rows.
+    """
+    basis = torch.zeros(size, size - 1, dtype=torch.float64)
+    for k in range(1, size):
+        scale = (k * (k + 1)) ** -0.5
+        basis[:k, k - 1] = scale
+        basis[k, k - 1] = -k * scale
+    return basis
+
+
+@dataclass(frozen=True)
+class SampleGradients:
+    """Everything about the scored layer that n samples have, and nothing else.
+
+    Memory: ``4 n (2 C + D)`` bytes with cross-entropy in float32.
+
+    Args:
+        delta: gradient of each loss by the layer's outputs, shape (n, C).
+        inputs: the layer's inputs, shape (n, D); the last column is one if the layer has a bias.
+        hessian: second derivative of each loss by the outputs.
+        losses: shape (n,).
+        labels: class of each sample, int64, shape (n,), where the loss knows it.
+    """
+
+    delta: Tensor
+    inputs: Tensor
+    hessian: OutputHessian
+    losses: Tensor
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of samples n."""
+        return len(self.delta)
+
+    def __getitem__(self, index: Tensor | slice) -> SampleGradients:
+        return self.map(lambda tensors: tensors[0][index])
+
+    def chunks(self) -> Iterator[SampleGradients]:
+        """Consecutive slices of at most ``CHUNK`` samples."""
+        for start in range(0, len(self), CHUNK):
+            yield self[start : start + CHUNK]
+
+    def rows(self) -> RankOne:
+        """Gradients ``g_i`` in the basis of the loss, n matrices of shape (K, D)."""
+        return RankOne(self.delta @ self.hessian.basis().to(self.delta), self.inputs)
+
+    def map(
+        self, change: Callable[[list[Tensor]], Tensor], others: Sequence[SampleGradients] = ()
+    ) -> SampleGradients:
+        """Apply a function to every tensor, together with the same tensors of ``others``."""
+        all_of_them = [self, *others]
+        tensors = [{"delta": s.delta, "inputs": s.inputs, "losses": s.losses} for s in all_of_them]
+        fields = {name: change([t[name] for t in tensors]) for name in tensors[0]}
+        held = [s.hessian.tensors for s in all_of_them]
+        hessian = type(self.hessian)(**{k: change([t[k] for t in held]) for k in held[0]})
+        labels = [s.labels for s in all_of_them if s.labels is not None]
+        return SampleGradients(**fields, hessian=hessian, labels=change(labels) if labels else None)
+
+    @staticmethod
+    def cat(parts: Sequence[SampleGradients]) -> SampleGradients:
+        """Put measurements of several batches behind one another."""
+        return parts[0].map(torch.cat, parts[1:])
