@@ -21,9 +21,11 @@ from prunesampler.selection import Budget
 from prunesampler.solvers import Progress, Solution, solve_by_size
 
 MOVES_PER_SAMPLE = 100
-MIN_MOVES = 200_000
+MIN_MOVES = 2_000_000
 HOTTEST, COLDEST = 1.0, 1e-4
 """First and last temperature, as a share of the mean row norm."""
+BLOCKS, REFRESH = 100, 10
+"""Moves come in so many blocks; the running sum is formed anew before every so many of them."""
 SMALL = 1000
 """Up to this many samples the search returns the best set it met, beyond it the last, which then
 is as good: few samples make rugged problems, where the best set is passed and left again."""
@@ -85,7 +87,7 @@ def anneal(
         labels: classes, int64, shape (n,), for the budget's floors.
         seed: of the search's own random numbers.
         progress: see :data:`Progress`.
-        moves: swaps to propose; default 100 per sample, at least 200,000.
+        moves: swaps to propose; default 100 per sample, at least 2,000,000.
 
     Raises:
         ValueError: when the budget cannot be met.
@@ -95,23 +97,22 @@ def anneal(
     left = search.rows.left.cpu().contiguous().numpy()
     right = search.rows.right.cpu().contiguous().numpy()
     squares = search.rows.norms().square().cpu().numpy()
-    blocks = max(1, min(100, moves // 10_000))
 
     def minimise(size: int, progress: Progress | None) -> Tensor:
         order = search.start(size, seed)
         kept = search.kept_per_class(order, size)
         best, best_square = order[: size if len(order) <= SMALL else 0].copy(), math.inf
         random_state = np.array([seed], dtype=np.uint64)
-        for block in range(blocks):
-            # Summed afresh for every block, since the running float32 sum drifts.
-            state = search.state(order[:size])
+        for block in range(BLOCKS):
+            if block % REFRESH == 0:  # the running float32 sum drifts
+                state = search.state(order[:size]).float().cpu().numpy()
             best_square = metropolis_moves(
-                left, right, squares, order, size, state.float().cpu().numpy(),
-                float(state.square().sum()), search.labels, kept, search.floors,
-                random_state, _temperatures(block, blocks, moves), best, best_square,
+                left, right, squares, order, size, state,
+                float(np.square(state, dtype=np.float64).sum()), search.labels, kept, search.floors,
+                random_state, _temperatures(block, BLOCKS, moves), best, best_square,
             )  # fmt: skip
             if progress:
-                progress(block + 1, blocks)
+                progress(block + 1, BLOCKS)
         return _ascending(best if len(best) else order[:size])
 
     return solve_by_size(influence, budget, labels, minimise, progress)
@@ -138,7 +139,7 @@ def exchange(
         labels: classes, int64, shape (n,), for the budget's floors.
         seed: of the search's own random numbers.
         progress: see :data:`Progress`.
-        moves: swaps to propose; default 100 per sample, at least 200,000.
+        moves: swaps to propose; default 100 per sample, at least 2,000,000.
         batch: swaps per batch, time and memory only; a GPU likes more.
 
     Raises:

@@ -29,26 +29,21 @@ def next_random(state: NDArray[np.uint64]) -> np.uint64:
 
 
 @numba.njit(cache=True, fastmath=True, inline="always")
-def inner(left: Floats, right: Floats, state: Floats, i: int) -> float:
-    """Inner product of row i with the state."""
-    total = np.float32(0)
+def slope_and_overlap(
+    left: Floats, right: Floats, state: Floats, i: int, j: int
+) -> tuple[float, float]:
+    """Inner product of ``u_j - u_i`` with the state, and of ``u_i`` with ``u_j``; reads rows once."""
+    slope, lefts, rights = np.float32(0), np.float32(0), np.float32(0)
     for k in range(left.shape[1]):
-        part = np.float32(0)
+        at_i, at_j = np.float32(0), np.float32(0)
         for d in range(right.shape[1]):
-            part += state[k, d] * right[i, d]
-        total += left[i, k] * part
-    return float(total)
-
-
-@numba.njit(cache=True, fastmath=True, inline="always")
-def overlap(left: Floats, right: Floats, i: int, j: int) -> float:
-    """Inner product of rows i and j: the product of the factors' inner products."""
-    a, b = np.float32(0), np.float32(0)
-    for k in range(left.shape[1]):
-        a += left[i, k] * left[j, k]
-    for d in range(right.shape[1]):
-        b += right[i, d] * right[j, d]
-    return float(a * b)
+            at_i += state[k, d] * right[i, d]
+            at_j += state[k, d] * right[j, d]
+            if k == 0:
+                rights += right[i, d] * right[j, d]
+        slope += left[j, k] * at_j - left[i, k] * at_i
+        lefts += left[i, k] * left[j, k]
+    return float(slope), float(lefts * rights)
 
 
 @numba.njit(cache=True)
@@ -100,8 +95,8 @@ def metropolis_moves(
         i, j = order[place], order[other]
         if labels[i] != labels[j] and kept[labels[j]] <= floors[labels[j]]:
             continue
-        change = 2.0 * (inner(left, right, state, j) - inner(left, right, state, i))
-        change += squares[i] + squares[j] - 2.0 * overlap(left, right, i, j)
+        slope, overlap = slope_and_overlap(left, right, state, i, j)
+        change = 2.0 * (slope - overlap) + squares[i] + squares[j]
         if rise(square, change) > -temperature * math.log(luck):
             continue
         order[place], order[other] = j, i

@@ -1,0 +1,264 @@
+"""The main job: train on all data, on a random part, and on the part that influence keeps.
+
+All three runs have the same seeds, the same warm-up and the same schedule family, sized to their own
+number of steps. Prints one table and writes metrics.json and the selection. Runs under python,
+torchrun and accelerate launch alike; killed, it goes on with --resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import set_seed
+from data import Images, Normalise, cifar10, digits, imagefolder
+from models import resnet18, small_resnet
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.utils.data import DataLoader
+
+from prunesampler import (
+    Budget,
+    ExactCurvature,
+    InfluencePrunedSampler,
+    InfluencePruner,
+    PruningCallback,
+)
+from prunesampler.selection import write_atomically
+
+METHODS = {"all": "all data", "random": "random pruning", "influence": "influence pruning"}
+
+
+@dataclass
+class Progress:
+    """How far a run is and what it took; part of its checkpoints."""
+
+    epoch: int = 0
+    steps: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    selecting_seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.__dict__.update(state)
+
+
+class Run:
+    """One of the three trainings."""
+
+    def __init__(self, method: str, options: argparse.Namespace, images: Images) -> None:
+        self.method, self.options, self.images = method, options, images
+        self.folder: Path = options.output_dir / method
+        # One batch is shared out over the processes, so that a run is the same on any number.
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision=options.mixed_precision,
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
+        )
+        set_seed(options.seed)
+        builder = {"small": small_resnet, "resnet18": resnet18}[options.model]
+        network = builder(images.channels, images.classes)
+        model = nn.Sequential(Normalise(images.train.tensors[0]), network)
+        optimizer = torch.optim.SGD(
+            model.parameters(), options.lr, 0.9, weight_decay=options.weight_decay, nesterov=True
+        )
+        self.sampler = InfluencePrunedSampler(images.train, seed=options.seed)
+        loader = DataLoader(images.train, options.batch_size, sampler=self.sampler)
+        self.pruning = self._callback()
+        steps = -(-len(images.train) // options.batch_size) * options.epochs
+        if method != "all":
+            steps = self.pruning.planned_steps(
+                epochs=options.epochs, batch_size=options.batch_size
+            )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps)
+        self.model, self.optimizer, self.loader, self.schedule, self.test_loader = (
+            self.accelerator.prepare(
+                model, optimizer, loader, schedule, DataLoader(images.test, 500)
+            )
+        )
+        self.progress = Progress()
+        self.accelerator.register_for_checkpointing(self.progress)
+
+    def _callback(self) -> PruningCallback:
+        options = self.options
+        pruner = InfluencePruner(
+            self.images.train,  # augmentation happens in the loop, so these are clean
+            budget=Budget(fraction=options.fraction),
+            curvature=ExactCurvature(damping=options.weight_decay),
+            seed=options.seed,
+        )
+        return PruningCallback(
+            self.sampler, pruner, options.warmup_epochs, options.refresh_every,
+            options.final_full_epochs, options.epochs, self.accelerator,
+            on_selection=self._save_selection,
+        )  # fmt: skip
+
+    def _save_selection(self, selection) -> None:
+        if self.accelerator.is_main_process:
+            selection.save(self.options.output_dir / "selection.safetensors")
+
+    def prune(self, epoch: int) -> None:
+        """What this method does at the end of an epoch."""
+        options, size = self.options, len(self.images.train)
+        if self.method == "influence":
+            self.pruning.on_epoch_end(epoch, self.model)
+        elif self.method == "random" and epoch + 1 == options.warmup_epochs:
+            order = np.random.default_rng(options.seed).permutation(size)
+            self.sampler.restrict(order[Budget(fraction=options.fraction).size(size) :])
+        elif self.method == "random" and epoch + 1 == options.epochs - options.final_full_epochs:
+            self.sampler.reset()
+
+    def train(self) -> dict[str, float]:
+        """Train to the end, from the last checkpoint if it resumes; return the result."""
+        self._load()
+        for epoch in range(self.progress.epoch, self.options.epochs):
+            started = time.perf_counter()
+            loss = self._train_epoch(epoch)
+            trained = time.perf_counter()
+            self.prune(epoch)
+            self.progress.epoch = epoch + 1
+            self.progress.seconds += time.perf_counter() - started
+            self.progress.selecting_seconds += time.perf_counter() - trained
+            self.accelerator.print(
+                f"{METHODS[self.method]}: epoch {epoch + 1}/{self.options.epochs}, loss {loss:.3f}, "
+                f"{self.progress.samples} samples seen, {self.progress.seconds:.1f} s"
+            )
+            self._save()
+        result = {"test_accuracy": self.accuracy(), **asdict(self.progress)}
+        self.accelerator.end_training()
+        return result
+
+    def _train_epoch(self, epoch: int) -> float:
+        self.model.train()
+        self.loader.set_epoch(epoch)
+        total = 0.0
+        for images, labels in self.loader:
+            loss = F.cross_entropy(self.model(self.images.augment(images)), labels)
+            self.accelerator.backward(loss)
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad()
+            total += float(loss)
+            self.progress.steps += 1
+        self.progress.samples += len(self.sampler)
+        return total / len(self.loader)
+
+    def accuracy(self) -> float:
+        """Share of the test images that are classified right."""
+        self.model.eval()
+        right = 0
+        for images, labels in self.test_loader:
+            with torch.no_grad():
+                answers = self.model(images).argmax(1)
+            answers, labels = self.accelerator.gather_for_metrics((answers, labels))
+            right += int((answers == labels).sum())
+        return right / len(self.images.test)
+
+    def _save(self) -> None:
+        """Write a checkpoint, whole or not at all, and drop the one before."""
+        partial, whole = self.folder / "partial", self.folder / f"epoch-{self.progress.epoch:04d}"
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            os.replace(partial, whole)
+            for old in sorted(self.folder.glob("epoch-*"))[:-1]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _load(self) -> None:
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self.folder if not self.options.resume else self.folder / "partial", True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.accelerator.wait_for_everyone()
+        checkpoints = sorted(self.folder.glob("epoch-*"))
+        if checkpoints:
+            self.accelerator.load_state(str(checkpoints[-1]))
+            self.accelerator.print(f"resumed {self.method} after epoch {self.progress.epoch}")
+
+
+def load_images(options: argparse.Namespace) -> Images:
+    if options.dataset == "digits":
+        images = digits()
+    elif options.dataset == "cifar10":
+        images = cifar10(options.data_dir)
+    else:
+        images = imagefolder(options.data_dir, options.image_size)
+    return images if options.train_size is None else images.first(options.train_size)
+
+
+def show(results: dict[str, dict[str, float]], title: str) -> None:
+    table = Table(
+        "method", "test accuracy", "samples seen", "steps", "seconds", "of it selecting", "speed-up",
+        title=title,
+    )  # fmt: skip
+    base = results.get("all", {}).get("seconds")
+    for method, row in results.items():
+        table.add_row(
+            METHODS[method], f"{row['test_accuracy']:.2%}", f"{row['samples']:,}",
+            f"{row['steps']:,}", f"{row['seconds']:.1f}", f"{row['selecting_seconds']:.1f}",
+            f"{base / row['seconds']:.2f}x" if base else "",
+        )  # fmt: skip
+    Console().print(table)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", choices=["digits", "cifar10", "imagefolder"], default="digits")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--image-size", type=int, default=32, help="of imagefolder")
+    parser.add_argument("--train-size", type=int, help="train on that many images (default: all)")
+    parser.add_argument("--model", choices=["small", "resnet18"], default="small")
+    parser.add_argument("--only", choices=list(METHODS), help="train just this one")
+    parser.add_argument("--fraction", type=float, default=0.4, help="share to prune")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--warmup-epochs", type=int, default=5)
+    parser.add_argument("--refresh-every", type=int, help="select again every so many epochs")
+    parser.add_argument("--final-full-epochs", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=64, help="over all processes")
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--weight-decay", type=float, default=5e-4)
+    parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/train"))
+    parser.add_argument("--resume", action="store_true", help="go on where a run was killed")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    images = load_images(options)
+    settings = {k: str(v) for k, v in vars(options).items() if k not in ("resume", "only")}
+    file = options.output_dir / "metrics.json"
+    results: dict[str, dict[str, float]] = {}
+    if options.resume and file.exists():
+        saved = json.loads(file.read_text())
+        if saved["settings"] != settings:
+            raise SystemExit(f"{file} is of another run: {saved['settings']}; use its options")
+        results = saved["results"]
+    for method in [options.only] if options.only else METHODS:
+        if method not in results:
+            run = Run(method, options, images)
+            results[method] = run.train()
+            if run.accelerator.is_main_process:
+                content = json.dumps({"settings": settings, "results": results}, indent=1)
+                write_atomically(file, content.encode())
+    if int(os.environ.get("RANK", "0")) == 0:
+        show(results, f"{options.dataset}, {len(images.train):,} training images")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Shared data and helpers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import TensorDataset
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def digits() -> TensorDataset:
+    """All 1,797 digits, pixels / 16."""
+    x, y = load_digits(return_X_y=True)
+    return TensorDataset(torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y))
+
+
+@pytest.fixture
+def few_digits(digits: TensorDataset) -> TensorDataset:
+    """The first 200 digits."""
+    return TensorDataset(*digits[:200])
+
+
+@pytest.fixture
+def model() -> nn.Sequential:
+    """A small network with everything that scoring could disturb: dropout and batch norm."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 10)
+    )
+
+
+def run_python(*arguments: str | Path, processes: int = 1, **environment: str) -> str:
+    """Run a script, under torchrun if on several processes; return what it printed."""
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+        start += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+    done = subprocess.run(
+        [*start, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        cwd=ROOT,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout

@@ -1,0 +1,144 @@
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunesampler import Budget, ExactCurvature, Influence, anneal, exchange, exhaustive
+from test_influence import cross_entropy_samples
+
+quick_anneal = partial(anneal, moves=100_000)
+quick_exchange = partial(exchange, moves=1_500)
+
+
+def random_problem(seed, most=16):
+    generator = torch.Generator().manual_seed(seed)
+    n = int(torch.randint(4, most + 1, (), generator=generator))
+    dimensions = int(torch.randint(1, 9, (), generator=generator))
+    size = int(torch.randint(1, n, (), generator=generator))
+    scale = torch.rand(n, 1, generator=generator, dtype=torch.float64)
+    vectors = scale * torch.randn(n, dimensions, generator=generator, dtype=torch.float64)
+    return Influence.from_vectors(vectors), Budget(count=size)
+
+
+def test_annealing_finds_the_optimum():
+    excess = []
+    for seed in range(200):
+        influence, budget = random_problem(seed)
+        best = exhaustive(influence, budget).norm
+        excess.append(quick_anneal(influence, budget, seed=seed).norm / best - 1)
+    assert sum(x < 1e-6 for x in excess) >= 190
+    assert max(excess) <= 0.05
+
+
+def test_exchange_comes_close_on_small_problems_and_matches_annealing_on_larger_ones():
+    for seed in range(20):
+        influence, budget = random_problem(seed)
+        assert quick_exchange(influence, budget, seed=seed).norm >= exhaustive(influence, budget).norm
+    generator = torch.Generator().manual_seed(0)
+    influence = Influence.from_vectors(torch.randn(2000, 50, generator=generator))
+    budget = Budget(fraction=0.4)
+    drawn = torch.randperm(2000, generator=generator)[:800]
+    one = anneal(influence, budget, moves=200_000).norm
+    other = exchange(influence, budget, moves=200_000).norm
+    assert one < 0.1 * influence.shift_norm(drawn)
+    assert other < 2 * one
+
+
+def test_exhaustive_equals_a_plain_loop():
+    influence, _ = random_problem(3, most=8)
+    n = len(influence)
+    best = min(
+        influence.shift_norm(torch.tensor([a, b])) for a in range(n) for b in range(a + 1, n)
+    )
+    assert exhaustive(influence, Budget(count=2)).norm == pytest.approx(best, rel=1e-9)
+
+
+@pytest.mark.parametrize("solver", [quick_anneal, quick_exchange, exhaustive])
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), floor=st.integers(0, 3))
+def test_every_set_obeys_budget_and_floors_and_its_norm_is_its_own(solver, seed, floor):
+    influence, budget = random_problem(seed, most=10)
+    n, size = len(influence), budget.size(len(influence))
+    labels = torch.arange(n) % 3
+    floors = torch.bincount(labels).clamp(max=floor)
+    budget = Budget(count=size, min_per_class=floor)
+    if size > n - int(floors.sum()):
+        with pytest.raises(ValueError, match=f"min_per_class={floor} lets at most"):
+            solver(influence, budget, labels=labels, seed=seed)
+        return
+    pruned, norm = solver(influence, budget, labels=labels, seed=seed)
+    assert len(pruned) == size
+    assert torch.equal(pruned, pruned.unique())
+    kept = torch.ones(n, dtype=torch.bool)
+    kept[pruned] = False
+    assert (torch.bincount(labels[kept], minlength=3) >= floors).all()
+    assert norm == influence.shift_norm(pruned)
+
+
+@pytest.mark.parametrize("solver", [quick_anneal, quick_exchange])
+def test_the_same_seed_gives_the_same_set_and_another_seed_another(solver):
+    influence = Influence.from_vectors(
+        torch.randn(300, 20, generator=torch.Generator().manual_seed(0))
+    )
+    global_state = torch.get_rng_state()
+    first, again, other = (solver(influence, Budget(count=100), seed=s).pruned for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), global_state)
+
+
+@pytest.mark.parametrize("solver", [quick_anneal, quick_exchange, exhaustive])
+def test_epsilon_sets_are_feasible_and_as_large_as_known(solver):
+    for seed in range(10):
+        influence, _ = random_problem(seed, most=12)
+        n = len(influence)
+        smallest = [
+            exhaustive(influence, Budget(count=m)).norm for m in range(1, int(0.75 * n) + 1)
+        ]
+        epsilon = sorted(smallest)[len(smallest) // 2]
+        budget = Budget(epsilon=epsilon, max_fraction=0.75)
+        pruned, norm = solver(influence, budget, seed=seed)
+        assert norm <= epsilon
+        assert norm == (influence.shift_norm(pruned) if len(pruned) else 0.0)
+        most = max(m for m, value in enumerate(smallest, 1) if value <= epsilon)
+        assert len(pruned) <= most
+        if smallest[-1] <= epsilon and solver is not quick_exchange:
+            assert len(pruned) == most
+
+
+def test_an_epsilon_that_nothing_meets_prunes_nothing():
+    influence, _ = random_problem(0)
+    solution = quick_anneal(influence, Budget(epsilon=0.0))
+    assert len(solution.pruned) == 0
+    assert solution.norm == 0.0
+
+
+def test_searching_in_whitened_coordinates_lowers_the_shift_in_parameter_units():
+    samples = cross_entropy_samples(400, 4, 5)
+    factor = ExactCurvature(damping=1e-3).factor(samples)
+    influence = Influence.build(samples.rows(), factor)
+    drawn = torch.randperm(400, generator=torch.Generator().manual_seed(0))[:160].sort().values
+    found = quick_anneal(influence, Budget(fraction=0.4))
+    assert found.norm < 0.1 * influence.shift_norm(drawn)
+
+
+def test_progress_is_told_to_the_end():
+    influence, budget = random_problem(0)
+    for solver in (quick_anneal, quick_exchange, exhaustive):
+        calls = []
+        solver(influence, budget, progress=lambda done, total: calls.append((done, total)))  # noqa: B023
+        assert calls[-1][0] == calls[-1][1]
+
+
+def test_exhaustive_refuses_large_problems():
+    influence = Influence.from_vectors(torch.randn(25, 2))
+    with pytest.raises(ValueError, match="at most 24 samples, got 25; use anneal"):
+        exhaustive(influence, Budget(count=3))
+
+
+def test_equal_samples_are_no_problem():
+    influence = Influence.from_vectors(torch.ones(30, 4))
+    for solver in (quick_anneal, quick_exchange):
+        assert solver(influence, Budget(count=10)).norm == pytest.approx(0, abs=1e-12)
