@@ -1,0 +1,171 @@
+"""What the tests run on one process and on two: ``python jobs.py NAME``, or under torchrun.
+
+Every rank prints one line of JSON: its rank and what the job returned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from functools import partial
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from accelerate import Accelerator
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
+
+from prunesampler import (
+    Budget,
+    HeadGradients,
+    InfluencePrunedSampler,
+    InfluencePruner,
+    PruningCallback,
+    anneal,
+)
+
+WORLD = int(os.environ.get("WORLD_SIZE", "1"))
+RANK = int(os.environ.get("RANK", "0"))
+quick = partial(anneal, moves=50_000)
+
+
+def data(count=300):
+    x, y = load_digits(return_X_y=True)
+    return TensorDataset(torch.tensor(x[:count] / 16, dtype=torch.float32), torch.tensor(y[:count]))
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 10)
+    )
+
+
+def pruner(dataset, **options):
+    defaults = {"budget": Budget(fraction=0.4), "solver": quick, "progress": False, "batch_size": 32}
+    return InfluencePruner(dataset, **{**defaults, **options})
+
+
+def train(after_epoch):
+    """Data-parallel training with batch norm, dropout and global random numbers."""
+    model = network()
+    torch.manual_seed(100 + RANK)
+    if WORLD > 1:
+        model = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
+    dataset, losses = data(), []
+    for _ in range(3):
+        model.train()
+        order = torch.randperm(len(dataset))[: 150 * 2 // WORLD]
+        for chosen in order.split(25):
+            x, y = dataset[chosen]
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        after_epoch(model)
+    return losses
+
+
+def select():
+    """The kept set of a fixed model, and which samples each rank scored."""
+    x, y = data().tensors
+    seen = []
+    source = HeadGradients("4")
+
+    def record(model, batch):
+        seen.extend(batch[2].tolist())
+        return source(model, batch[:2])
+
+    selection = pruner(TensorDataset(x, y, torch.arange(len(x))), gradients=record).select(network())
+    return {"kept": selection.kept.tolist(), "shift": selection.shift, "scored": seen}
+
+
+def select_after_uneven_buffers():
+    """Ranks whose batch norm statistics differ, as they do after an epoch, agree all the same."""
+    model = network()
+    if RANK:
+        model[1].running_mean += 1
+    kept = pruner(data()).select(model).kept.tolist()
+    return {"kept": kept, "mean": float(model[1].running_mean.mean())}
+
+
+def more_ranks_than_batches():
+    return {"kept": pruner(data(60), batch_size=64).select(network()).kept.tolist()}
+
+
+def bitwise():
+    alone = train(lambda model: None)
+    scored = train(lambda model: pruner(data()).select(model))
+    return {"losses": alone, "equal": alone == scored}
+
+
+def accelerated():
+    """A prepared loader over a pruned sampler: which indices every rank gets."""
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == WORLD
+    dataset = data(110)
+    sampler = InfluencePrunedSampler(dataset)
+    loader = DataLoader(torch.arange(110), 8, sampler=sampler)
+    model, loader = accelerator.prepare(network(), loader)
+    pruning = PruningCallback(sampler, pruner(dataset), warmup_epochs=1, accelerator=accelerator)
+    epochs = []
+    for epoch in range(3):
+        epochs.append(torch.cat(list(loader)).tolist())
+        pruning.on_epoch_end(epoch, model)
+    planned = pruning.planned_steps(epochs=3, batch_size=8, num_processes=WORLD)
+    return {"epochs": epochs, "kept": sampler.kept.tolist(), "planned": planned}
+
+
+def failure(work):
+    try:
+        work()
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def bad_sample():
+    """A sample in the second rank's share has no finite loss."""
+    x, y = (t.clone() for t in data().tensors)
+    x[40] = float("nan")
+    return {"error": failure(lambda: pruner(TensorDataset(x, y)).select(network()))}
+
+
+def bad_budget():
+    """Only rank 0 solves, so only rank 0 finds out."""
+    budget = Budget(fraction=0.9, min_per_class=25)
+    return {"error": failure(lambda: pruner(data(), budget=budget).select(network()))}
+
+
+def different_seeds():
+    dataset = data()
+    sampler = InfluencePrunedSampler(dataset, seed=RANK)
+    pruning = PruningCallback(sampler, pruner(dataset), warmup_epochs=1)
+    return {"error": failure(lambda: pruning.on_epoch_end(0, network()))}
+
+
+def plain_ranks():
+    """A rank-aware sampler without accelerate: both ranks' indices after pruning."""
+    dataset = data(101)
+    sampler = InfluencePrunedSampler(dataset, num_replicas=WORLD, rank=RANK)
+    pruning = PruningCallback(sampler, pruner(dataset), warmup_epochs=1)
+    pruning.on_epoch_end(0, network())
+    return {"indices": list(sampler), "kept": sampler.kept.tolist()}
+
+
+if __name__ == "__main__":
+    if WORLD > 1 and sys.argv[1] != "accelerated":
+        dist.init_process_group("gloo")
+    result = globals()[sys.argv[1]]()
+    assert WORLD == (dist.get_world_size() if dist.is_initialized() else 1)
+    sys.stdout.write(json.dumps({"rank": RANK, "world": WORLD, **result}) + "\n")
+    sys.stdout.flush()
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

@@ -1,0 +1,159 @@
+import logging
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+from prunesampler import (
+    Budget,
+    InfluencePrunedSampler,
+    InfluencePruner,
+    PruningCallback,
+    anneal,
+    replace_sampler,
+)
+
+quick = partial(anneal, moves=5_000)
+
+
+def make(data, budget=None, sampler_options=None, **options):
+    sampler = InfluencePrunedSampler(data, **(sampler_options or {}))
+    pruner = InfluencePruner(
+        data, budget=budget or Budget(fraction=0.4), solver=quick, progress=False
+    )
+    return sampler, PruningCallback(sampler, pruner, **{"warmup_epochs": 2, **options})
+
+
+def run(callback, sampler, model, data, epochs, batch_size=16, drop_last=False):
+    """Train; return the length of every epoch and the number of steps."""
+    loader = DataLoader(data, batch_size, sampler=sampler, drop_last=drop_last)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    lengths, steps = [], 0
+    for epoch in range(epochs):
+        model.train()
+        lengths.append(len(sampler))
+        for x, y in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            steps += 1
+        callback.on_epoch_end(epoch, model)
+    return lengths, steps
+
+
+@pytest.mark.parametrize(
+    ("options", "lengths", "selections"),
+    [
+        ({}, [200, 200, 120, 120, 120, 120, 120], 1),
+        ({"refresh_every": 2}, [200, 200, 120, 120, 120, 120, 120], 3),
+        ({"refresh_every": 2, "epochs": 7}, [200, 200, 120, 120, 120, 120, 120], 3),
+        ({"refresh_every": 2, "epochs": 6}, [200, 200, 120, 120, 120, 120], 2),
+        ({"final_full_epochs": 2, "epochs": 7}, [200, 200, 120, 120, 120, 200, 200], 1),
+        ({"final_full_epochs": 2, "epochs": 7, "refresh_every": 1},
+         [200, 200, 120, 120, 120, 200, 200], 3),
+        ({"warmup_epochs": 1, "epochs": 1}, [200], 0),
+    ],
+)  # fmt: skip
+def test_when_it_prunes_and_how_many_steps_it_plans(options, lengths, selections, model, few_digits):
+    found = []
+    sampler, callback = make(few_digits, on_selection=found.append, **options)
+    planned = callback.planned_steps(epochs=len(lengths), batch_size=16)
+    assert run(callback, sampler, model, few_digits, len(lengths)) == (lengths, planned)
+    assert len(found) == selections
+    assert callback.selection is (found[-1] if found else None)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("epoch_length", ["shrink", "constant"])
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_planned_steps_are_the_steps_taken(drop_last, epoch_length, replicas, model, few_digits):
+    options = {"epoch_length": epoch_length, "num_replicas": replicas}
+    sampler, callback = make(few_digits, sampler_options=options)
+    _, steps = run(callback, sampler, model, few_digits, 4, 16, drop_last)
+    assert steps == callback.planned_steps(epochs=4, batch_size=16, drop_last=drop_last)
+
+
+def test_planned_steps_with_processes_and_accumulation(few_digits):
+    _, callback = make(few_digits)
+    # 200 samples are 13 batches, 7 on each of two processes, 3 steps of 3 batches;
+    # 120 are 8, 4 and 2.
+    assert callback.planned_steps(
+        epochs=3, batch_size=16, num_processes=2, gradient_accumulation_steps=3
+    ) == 2 * 3 + 2  # fmt: skip
+    assert callback.planned_steps(epochs=3, batch_size=16, num_processes=2, drop_last=True) == 6 + 6 + 3
+
+
+def test_planned_steps_of_an_epsilon_budget(model, few_digits):
+    sampler, callback = make(few_digits, Budget(epsilon=1e9, max_fraction=0.5))
+    with pytest.warns(UserWarning, match="upper bound, call it again in on_selection"):
+        before = callback.planned_steps(epochs=4, batch_size=10)
+    assert before == 80
+    lengths, steps = run(callback, sampler, model, few_digits, 4, 10)
+    assert lengths == [200, 200, 100, 100]
+    assert steps == callback.planned_steps(epochs=4, batch_size=10) == 60
+
+
+def test_the_log_line(model, few_digits, caplog):
+    caplog.set_level(logging.INFO, "prunesampler")
+    sampler, callback = make(few_digits)
+    run(callback, sampler, model, few_digits, 2)
+    (line,) = [record.message for record in caplog.records]
+    for part in ("after epoch 1", "measured 200 samples, kept 120 (60.0%)", "first order", "Newton",
+                 "random set", "scoring", "solving", "of the last epoch"):  # fmt: skip
+        assert part in line, line
+
+
+def test_with_progress_the_line_goes_to_the_terminal(model, few_digits, capsys):
+    sampler = InfluencePrunedSampler(few_digits)
+    pruner = InfluencePruner(few_digits, budget=Budget(count=9), solver=quick)
+    PruningCallback(sampler, pruner, warmup_epochs=1).on_epoch_end(0, model)
+    assert "kept 191" in capsys.readouterr().out
+
+
+def test_a_resumed_run_needs_the_samplers_state_alone(model, few_digits):
+    sampler, callback = make(few_digits)
+    run(callback, sampler, model, few_digits, 3)
+    resumed, again = make(few_digits)
+    resumed.load_state_dict(sampler.state_dict())
+    assert again.on_epoch_end(3, model) is None
+    assert torch.equal(resumed.kept, sampler.kept)
+    assert list(resumed) == list(sampler)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"warmup_epochs": 0}, "warmup_epochs must be at least 1, got 0"),
+        ({"refresh_every": 0}, "refresh_every must be at least 1 or None, got 0"),
+        ({"final_full_epochs": 1}, "final_full_epochs=1 with epochs=None"),
+        ({"final_full_epochs": -1, "epochs": 3}, "final_full_epochs=-1"),
+        ({"final_full_epochs": 2, "epochs": 3}, "are more than epochs=3; shorten them"),
+    ],
+)
+def test_wrong_arguments(options, message, few_digits):
+    with pytest.raises(ValueError, match=message):
+        make(few_digits, **options)
+
+
+def test_datasets_of_different_lengths(digits, few_digits):
+    pruner = InfluencePruner(few_digits, budget=Budget(count=9))
+    with pytest.raises(ValueError, match="score_dataset has 200 samples.*dataset 1797"):
+        PruningCallback(InfluencePrunedSampler(digits), pruner)
+
+
+def test_a_budget_that_leaves_less_than_a_batch_is_refused_before_training(few_digits):
+    sampler = InfluencePrunedSampler(few_digits)
+    replace_sampler(DataLoader(few_digits, 128, drop_last=True), sampler)
+    pruner = InfluencePruner(few_digits, budget=Budget(fraction=0.4))
+    with pytest.raises(ValueError, match="120 kept samples make 120 a rank, fewer than the batch"):
+        PruningCallback(sampler, pruner)
+
+
+def test_plans_without_batches_are_refused(few_digits):
+    _, callback = make(few_digits)
+    with pytest.raises(ValueError, match="epoch 2 would have no batch: 120 samples in batches of 128"):
+        callback.planned_steps(epochs=3, batch_size=128, drop_last=True)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        callback.planned_steps(epochs=3, batch_size=0)

@@ -1,0 +1,97 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run_python
+
+from prunesampler.distributed import LocalGroup, current_group
+
+JOBS = Path(__file__).parent / "jobs.py"
+
+
+def job(name, processes):
+    """What each rank returned, by rank."""
+    output = run_python(JOBS, name, processes=processes)
+    lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    ranks = sorted(lines, key=lambda line: line["rank"])
+    assert [line["rank"] for line in ranks] == list(range(processes))
+    assert all(line["world"] == processes for line in ranks)
+    return ranks
+
+
+def test_two_processes_score_every_sample_once_and_keep_what_one_keeps():
+    (alone,) = job("select", 1)
+    first, second = job("select", 2)
+    assert sorted(alone["scored"]) == list(range(300))
+    assert sorted(first["scored"] + second["scored"]) == list(range(300))
+    assert abs(len(first["scored"]) - len(second["scored"])) <= 32
+    assert first["kept"] == second["kept"] == alone["kept"]
+    assert first["shift"] == second["shift"] == alone["shift"]
+    assert len(alone["kept"]) == 180
+
+
+def test_batch_norm_statistics_that_differ_between_ranks():
+    (alone,) = job("select_after_uneven_buffers", 1)
+    first, second = job("select_after_uneven_buffers", 2)
+    assert first["kept"] == second["kept"] == alone["kept"]
+    assert second["mean"] == pytest.approx(first["mean"] + 1)
+
+
+def test_a_rank_without_a_batch():
+    (alone,) = job("more_ranks_than_batches", 1)
+    assert [line["kept"] for line in job("more_ranks_than_batches", 2)] == [alone["kept"]] * 2
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_scoring_leaves_the_losses_bitwise_as_they_were(processes):
+    ranks = job("bitwise", processes)
+    assert all(line["equal"] for line in ranks)
+    assert len({tuple(line["losses"]) for line in ranks}) == processes
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_prepared_by_accelerate(processes):
+    ranks = job("accelerated", processes)
+    kept = ranks[0]["kept"]
+    assert len(kept) == 66
+    steps = 0
+    for epoch, expected in enumerate([set(range(110)), set(kept), set(kept)]):
+        drawn = [line["epochs"][epoch] for line in ranks]
+        assert set().union(*drawn) == expected
+        assert sum(map(len, drawn)) - len(expected) < 8 * processes
+        assert len({-(-len(part) // 8) for part in drawn}) == 1
+        steps += -(-len(drawn[0]) // 8)
+    assert all(line["kept"] == kept for line in ranks)
+    assert all(line["planned"] == steps for line in ranks)
+
+
+def test_plain_ranks_share_the_kept_set():
+    first, second = job("plain_ranks", 2)
+    assert first["kept"] == second["kept"]
+    assert len(first["indices"]) == len(second["indices"]) == 31
+    assert set(first["indices"]) | set(second["indices"]) == set(first["kept"])
+
+
+def test_an_error_on_one_rank_is_raised_on_all():
+    first, second = job("bad_sample", 2)
+    assert first["error"].startswith("RuntimeError: rank 1 failed")
+    assert "not finite for samples [40]" in second["error"]
+    first, second = job("bad_budget", 2)
+    assert "min_per_class=25 lets at most" in first["error"]
+    assert second["error"].startswith("RuntimeError: rank 0 failed")
+
+
+def test_samplers_that_differ_are_refused_on_all_ranks():
+    for line in job("different_seeds", 2):
+        assert "the samplers differ between rank 0 and ranks [1]" in line["error"]
+
+
+def test_one_process_needs_no_group():
+    group = current_group()
+    assert isinstance(group, LocalGroup)
+    rows = torch.ones(2)
+    assert group.gather(rows, [2]) == [rows]
+    assert group.broadcast_bytes(b"x") == b"x"
+    with pytest.raises(KeyError):
+        group.raise_together(KeyError())

@@ -1,0 +1,45 @@
+"""A file imports only from the rows before its own."""
+
+import ast
+from pathlib import Path
+
+import prunesampler
+
+ROWS = [
+    {"influence", "selection", "metropolis"},
+    {"samples", "solvers"},
+    {"losses", "curvature", "annealing"},
+    {"certificate"},
+    {"gradients", "sampler", "distributed", "isolation"},
+    {"loaders"},
+    {"pruner"},
+    {"callback"},
+    {"__init__"},
+]
+PACKAGE = Path(prunesampler.__file__).parent
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prunesampler."):
+            yield node.module.split(".")[1]
+
+
+def test_arrows_point_one_way():
+    row = {name: number for number, names in enumerate(ROWS) for name in names}
+    files = {path.stem: path for path in PACKAGE.glob("*.py")}
+    assert set(files) == set(row)
+    for name, path in files.items():
+        for other in imports(path):
+            assert row[other] < row[name], f"{name} must not import {other}"
+
+
+def test_names_are_sorted_and_there():
+    assert sorted(prunesampler.__all__) == prunesampler.__all__
+    assert all(hasattr(prunesampler, name) for name in prunesampler.__all__)
+
+
+def test_nothing_global():
+    text = "\n".join(path.read_text() for path in PACKAGE.glob("*.py"))
+    for word in ("manual_seed(0).", "np.random.seed", "random.seed", "print(", "basicConfig", "pickle"):
+        assert word not in text.replace("without pickle", ""), word
