@@ -1,0 +1,128 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, run_python
+from PIL import Image
+
+EXAMPLES = ROOT / "examples"
+SMALL = ["--epochs=4", "--warmup-epochs=2", "--train-size=300"]
+
+
+def train(folder, *options, processes=1):
+    run_python(EXAMPLES / "train.py", *SMALL, "--output-dir", folder, *options, processes=processes)
+    return json.loads((folder / "metrics.json").read_text())["results"]
+
+
+def plain_version(text):
+    """The loop without us: new lines out, old lines in."""
+    lines = [line for line in text.splitlines() if not line.endswith("#+")]
+    return "\n".join(line.removeprefix("#- ") for line in lines)
+
+
+def test_the_custom_loop_with_and_without_us(tmp_path):
+    text = (EXAMPLES / "custom_loop.py").read_text()
+    assert len(text.splitlines()) < 60
+    plain = tmp_path / "plain.py"
+    plain.write_text(plain_version(text))
+    assert "prunesampler" not in plain.read_text().split('"""')[2]
+    for path in (EXAMPLES / "custom_loop.py", plain):
+        output = run_python(path).splitlines()[-1]
+        assert float(output.split()[2].rstrip("%,")) > 85
+        assert output.endswith("last learning rate 0.0e+00")
+
+
+def test_the_main_job_compares_three_runs(tmp_path):
+    results = train(tmp_path)
+    assert list(results) == ["all", "random", "influence"]
+    full, part, ours = results.values()
+    assert full["samples"] == 4 * 300
+    assert part["samples"] == ours["samples"] == 2 * 300 + 2 * 180
+    assert part["steps"] == ours["steps"] == 2 * 5 + 2 * 3
+    assert ours["selecting_seconds"] > 0
+    assert all(0 < row["seconds"] and 0.1 < row["test_accuracy"] <= 1 for row in results.values())
+    assert (tmp_path / "selection.safetensors").exists()
+
+
+def test_the_main_job_on_two_processes_with_bf16(tmp_path):
+    results = train(tmp_path, "--only=influence", "--mixed-precision=bf16", processes=2)
+    assert results["influence"]["samples"] == 2 * 300 + 2 * 180
+    assert results["influence"]["steps"] == 2 * 5 + 2 * 3
+
+
+def test_the_main_job_with_refresh_and_last_epochs_on_all_data(tmp_path):
+    results = train(tmp_path, "--only=influence", "--refresh-every=1", "--final-full-epochs=1")
+    assert results["influence"]["samples"] == 3 * 300 + 180
+
+
+def test_image_folders(tmp_path):
+    draw = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for number, name in enumerate(("cat", "dog")):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for index in range(12):
+                picture = draw.integers(0, 99, (10, 12, 3), dtype=np.uint8) + np.uint8(number * 150)
+                Image.fromarray(picture).save(folder / f"{index}.png")
+    options = ["--dataset=imagefolder", "--data-dir", tmp_path / "images", "--image-size=8"]
+    results = train(tmp_path / "out", *options, "--batch-size=8", "--only=influence")
+    assert results["influence"]["samples"] == 2 * 24 + 2 * 14
+
+
+@pytest.mark.parametrize("method", ["all", "influence"])
+def test_a_killed_main_job_resumes_to_the_same_result(tmp_path, method):
+    expected = train(tmp_path / "whole", "--only", method)[method]
+    command = [sys.executable, str(EXAMPLES / "train.py"), *SMALL, "--only", method]
+    command += ["--output-dir", str(tmp_path / "killed")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    folder = tmp_path / "killed" / method
+    started = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("epoch-*")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    time.sleep(random.Random(method).uniform(0, 0.2))
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    assert list(folder.glob("epoch-*"))
+
+    resumed = train(tmp_path / "killed", "--only", method, "--resume")[method]
+    for name in ("test_accuracy", "samples", "steps"):
+        assert resumed[name] == expected[name]
+
+
+def test_resuming_with_other_options_is_refused(tmp_path):
+    train(tmp_path, "--only=all")
+    with pytest.raises(AssertionError, match="is of another run"):
+        train(tmp_path, "--only=all", "--resume", "--lr=0.5")
+
+
+def test_a_missing_folder_says_where_to_put_the_images(tmp_path):
+    with pytest.raises(AssertionError, match=r"--data-dir must hold train/CLASS/\*.jpg"):
+        train(tmp_path, "--dataset=imagefolder", "--data-dir", tmp_path)
+
+
+def test_known_answers_on_digits():
+    output = run_python(EXAMPLES / "benchmarks" / "known_answers.py", "--json", "--singles=20")
+    found = json.loads(output)
+    assert found["20 single samples"]["median_relative_error"] <= 0.02
+    assert found["20 single samples"]["min_cosine"] >= 0.999
+    assert found["10 % at random"]["first_order_error"] <= 0.06
+    assert found["10 % at random"]["newton_error"] <= 0.02
+    assert found["40 % at random"]["first_order_error"] <= 0.12
+    assert found["40 % at random"]["newton_error"] <= 0.03
+    assert found["40 % selected"]["share_of_random"] <= 0.30
+    assert found["40 % selected, 16 components"]["share_of_random"] <= 0.05
+
+
+def test_the_overhead_benchmark_runs():
+    options = ["--images=8", "--samples=600", "--repeats=1", "--json"]
+    found = json.loads(run_python(EXAMPLES / "benchmarks" / "overhead.py", *options))
+    assert all(value >= 0 for value in found.values())
