@@ -81,9 +81,13 @@ def digits() -> Images:
 
 def cifar10(directory: Path) -> Images:
     """CIFAR-10 through torchvision, downloaded into the directory if it is not there."""
-    parts = [torchvision.datasets.CIFAR10(directory, train, download=True) for train in (True, False)]
+    parts = [
+        torchvision.datasets.CIFAR10(directory, train, download=True) for train in (True, False)
+    ]
     train, test = (
-        TensorDataset(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets))
+        TensorDataset(
+            torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets)
+        )
         for p in parts
     )
     return Images(train, test, classes=10, padding=4, mirrored=True)

@@ -80,9 +80,7 @@ class Run:
         self.pruning = self._callback()
         steps = -(-len(images.train) // options.batch_size) * options.epochs
         if method != "all":
-            steps = self.pruning.planned_steps(
-                epochs=options.epochs, batch_size=options.batch_size
-            )
+            steps = self.pruning.planned_steps(epochs=options.epochs, batch_size=options.batch_size)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps)
         self.model, self.optimizer, self.loader, self.schedule, self.test_loader = (
             self.accelerator.prepare(
@@ -101,10 +99,15 @@ class Run:
             seed=options.seed,
         )
         return PruningCallback(
-            self.sampler, pruner, options.warmup_epochs, options.refresh_every,
-            options.final_full_epochs, options.epochs, self.accelerator,
+            self.sampler,
+            pruner,
+            warmup_epochs=options.warmup_epochs,
+            refresh_every=options.refresh_every,
+            final_full_epochs=options.final_full_epochs,
+            epochs=options.epochs,
+            accelerator=self.accelerator,
             on_selection=self._save_selection,
-        )  # fmt: skip
+        )
 
     def _save_selection(self, selection) -> None:
         if self.accelerator.is_main_process:

@@ -50,6 +50,7 @@ class PruningCallback:
         self,
         sampler: InfluencePrunedSampler,
         pruner: InfluencePruner,
+        *,
         warmup_epochs: int = 5,
         refresh_every: int | None = None,
         final_full_epochs: int = 0,

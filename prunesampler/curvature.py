@@ -160,9 +160,10 @@ class KroneckerCurvature:
             ValueError: when the curvature has no positive direction and no damping is given.
         """
         basis = gradients.hessian.basis()
-        outer = torch.zeros(basis.shape[1], basis.shape[1], dtype=torch.float64)
+        outer = torch.zeros(len(basis), len(basis), dtype=torch.float64)
         for chunk in gradients.chunks():
-            outer += chunk.hessian.dense(basis).double().sum(0)
+            outer += chunk.hessian.total()
+        outer = basis.T @ outer @ basis
         inner = RankOne(gradients.inputs, gradients.inputs).sum()
         left = torch.linalg.eigh(outer / len(gradients))
         right = torch.linalg.eigh(inner / len(gradients))

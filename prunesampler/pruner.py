@@ -6,12 +6,12 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence, Sized
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset, default_collate
 from tqdm.auto import tqdm
 
 from prunesampler.annealing import anneal
@@ -23,6 +23,7 @@ from prunesampler.influence import Influence
 from prunesampler.isolation import model_device, untouched, unwrap
 from prunesampler.loaders import Grid, same_item, scoring_loader, to_device
 from prunesampler.losses import CrossEntropy
+from prunesampler.sampler import dataset_size
 from prunesampler.samples import SampleGradients
 from prunesampler.selection import Budget, Selection, complement
 from prunesampler.solvers import Progress, Solver
@@ -53,7 +54,7 @@ class InfluencePruner:
         collate_fn: of the scoring loader; default: torch's.
 
     Raises:
-        TypeError: for a dataset without length.
+        TypeError: for anything but a map-style dataset.
         ValueError: for an empty dataset, a budget that does not fit it, or contradicting arguments.
     """
 
@@ -75,14 +76,7 @@ class InfluencePruner:
         center: bool = True,
         collate_fn: Callable[[list[Any]], Any] | None = None,
     ) -> None:
-        if isinstance(score_dataset, IterableDataset) or not hasattr(score_dataset, "__len__"):
-            raise TypeError(
-                f"{type(score_dataset).__name__} has no length and no indices to prune; use a "
-                "map-style dataset (with __len__ and __getitem__)"
-            )
-        self.num_samples = len(cast(Sized, score_dataset))
-        if self.num_samples == 0:
-            raise ValueError("score_dataset is empty; there is nothing to prune")
+        self.num_samples = dataset_size(score_dataset)
         if gradients is not None and (head is not None or losses is not None):
             raise ValueError("gradients= replaces head= and losses=; give one or the other")
         if batch_size < 1:

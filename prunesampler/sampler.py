@@ -39,7 +39,7 @@ class InfluencePrunedSampler(Sampler[int]):
             schedules stay as they were.
 
     Raises:
-        TypeError: for a dataset without a length.
+        TypeError: for anything but a map-style dataset.
         ValueError: for an empty dataset or an argument out of range.
     """
 
@@ -54,13 +54,7 @@ class InfluencePrunedSampler(Sampler[int]):
         uneven: Literal["pad", "drop"] = "pad",
         epoch_length: Literal["shrink", "constant"] = "shrink",
     ) -> None:
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-            raise TypeError(
-                f"{type(dataset).__name__} has no length and no indices to choose from; "
-                "use a map-style dataset (with __len__ and __getitem__)"
-            )
-        if len(dataset) == 0:
-            raise ValueError("the dataset is empty; there is nothing to sample")
+        self.num_samples = dataset_size(dataset)
         if num_replicas < 1 or not 0 <= rank < num_replicas:
             raise ValueError(
                 f"rank={rank} of num_replicas={num_replicas}: ranks run from 0 to num_replicas - 1"
@@ -69,7 +63,6 @@ class InfluencePrunedSampler(Sampler[int]):
             raise ValueError(f"uneven must be 'pad' or 'drop', got {uneven!r}")
         if epoch_length not in ("shrink", "constant"):
             raise ValueError(f"epoch_length must be 'shrink' or 'constant', got {epoch_length!r}")
-        self.num_samples = len(dataset)
         self.num_replicas = num_replicas
         self.rank = rank
         self.epoch = 0
@@ -256,6 +249,24 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
         if skip < 0:
             raise ValueError(f"position {state['position']} lies behind this pass; start a new one")
         next(itertools.islice(self._indices, skip, skip), None)
+
+
+def dataset_size(dataset: Any) -> int:
+    """Number of samples of a map-style dataset.
+
+    Raises:
+        TypeError: for anything else: an iterable dataset, a loader.
+        ValueError: for an empty dataset.
+    """
+    indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if isinstance(dataset, IterableDataset) or not indexed:
+        raise TypeError(
+            f"{type(dataset).__name__} is not a map-style dataset (with __len__ and __getitem__), so "
+            "it has no indices to choose from; pass the dataset itself, not a loader or a stream"
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"the {type(dataset).__name__} is empty; there is nothing to choose from")
+    return len(dataset)
 
 
 def _remaining(indices: Iterator[int]) -> int:

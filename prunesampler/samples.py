@@ -22,6 +22,9 @@ class OutputHessian(Protocol):
     def dense(self, basis: Tensor) -> Tensor:
         """``basis^T H_i basis`` for every sample, shape (n, K, K), for a basis of shape (C, K)."""
 
+    def total(self) -> Tensor:
+        """Sum of all ``H_i``, shape (C, C), float64, in no more memory than the tensors held."""
+
     def basis(self) -> Tensor:
         """Orthonormal columns that span what the loss can see, shape (C, K), float64."""
 
@@ -53,6 +56,12 @@ class SoftmaxHessian:
         spread = torch.einsum("ck,nc,cl->nkl", q, p, q) - seen[:, :, None] * seen[:, None, :]
         return self.mass[:, None, None] * spread
 
+    def total(self) -> Tensor:
+        """Shape (C, C); see :class:`OutputHessian`."""
+        p = self.probabilities.double()
+        weighted = self.mass.double()[:, None] * p
+        return torch.diag(weighted.sum(0)) - weighted.T @ p
+
     def basis(self) -> Tensor:
         """Helmert columns, shape (C, C - 1): orthonormal and orthogonal to ones."""
         return helmert(self.probabilities.shape[1])
@@ -78,6 +87,10 @@ class DiagonalHessian:
         q = basis.to(self.values)
         return torch.einsum("ck,nc,cl->nkl", q, self.values, q)
 
+    def total(self) -> Tensor:
+        """Shape (C, C); see :class:`OutputHessian`."""
+        return torch.diag(self.values.double().sum(0))
+
     def basis(self) -> Tensor:
         """The identity, shape (C, C)."""
         return torch.eye(self.values.shape[1], dtype=torch.float64)
@@ -102,6 +115,10 @@ class DenseHessian:
         """Shape (n, K, K); see :class:`OutputHessian`."""
         q = basis.to(self.values)
         return torch.einsum("ck,ncd,dl->nkl", q, self.values, q)
+
+    def total(self) -> Tensor:
+        """Shape (C, C); see :class:`OutputHessian`."""
+        return self.values.double().sum(0)
 
     def basis(self) -> Tensor:
         """The identity, shape (C, C)."""

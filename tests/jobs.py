@@ -46,7 +46,12 @@ def network():
 
 
 def pruner(dataset, **options):
-    defaults = {"budget": Budget(fraction=0.4), "solver": quick, "progress": False, "batch_size": 32}
+    defaults = {
+        "budget": Budget(fraction=0.4),
+        "solver": quick,
+        "progress": False,
+        "batch_size": 32,
+    }
     return InfluencePruner(dataset, **{**defaults, **options})
 
 
@@ -82,7 +87,9 @@ def select():
         seen.extend(batch[2].tolist())
         return source(model, batch[:2])
 
-    selection = pruner(TensorDataset(x, y, torch.arange(len(x))), gradients=record).select(network())
+    selection = pruner(TensorDataset(x, y, torch.arange(len(x))), gradients=record).select(
+        network()
+    )
     return {"kept": selection.kept.tolist(), "shift": selection.shift, "scored": seen}
 
 
@@ -163,7 +170,7 @@ if __name__ == "__main__":
     if WORLD > 1 and sys.argv[1] != "accelerated":
         dist.init_process_group("gloo")
     result = globals()[sys.argv[1]]()
-    assert WORLD == (dist.get_world_size() if dist.is_initialized() else 1)
+    assert (dist.get_world_size() if dist.is_initialized() else 1) == WORLD
     sys.stdout.write(json.dumps({"rank": RANK, "world": WORLD, **result}) + "\n")
     sys.stdout.flush()
     if dist.is_initialized():

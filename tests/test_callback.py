@@ -56,7 +56,9 @@ def run(callback, sampler, model, data, epochs, batch_size=16, drop_last=False):
         ({"warmup_epochs": 1, "epochs": 1}, [200], 0),
     ],
 )  # fmt: skip
-def test_when_it_prunes_and_how_many_steps_it_plans(options, lengths, selections, model, few_digits):
+def test_when_it_prunes_and_how_many_steps_it_plans(
+    options, lengths, selections, model, few_digits
+):
     found = []
     sampler, callback = make(few_digits, on_selection=found.append, **options)
     planned = callback.planned_steps(epochs=len(lengths), batch_size=16)
@@ -82,7 +84,10 @@ def test_planned_steps_with_processes_and_accumulation(few_digits):
     assert callback.planned_steps(
         epochs=3, batch_size=16, num_processes=2, gradient_accumulation_steps=3
     ) == 2 * 3 + 2  # fmt: skip
-    assert callback.planned_steps(epochs=3, batch_size=16, num_processes=2, drop_last=True) == 6 + 6 + 3
+    assert (
+        callback.planned_steps(epochs=3, batch_size=16, num_processes=2, drop_last=True)
+        == 6 + 6 + 3
+    )
 
 
 def test_planned_steps_of_an_epsilon_budget(model, few_digits):
@@ -153,7 +158,9 @@ def test_a_budget_that_leaves_less_than_a_batch_is_refused_before_training(few_d
 
 def test_plans_without_batches_are_refused(few_digits):
     _, callback = make(few_digits)
-    with pytest.raises(ValueError, match="epoch 2 would have no batch: 120 samples in batches of 128"):
+    with pytest.raises(
+        ValueError, match="epoch 2 would have no batch: 120 samples in batches of 128"
+    ):
         callback.planned_steps(epochs=3, batch_size=128, drop_last=True)
     with pytest.raises(ValueError, match="must be at least 1"):
         callback.planned_steps(epochs=3, batch_size=0)

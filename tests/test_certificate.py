@@ -14,7 +14,9 @@ from prunesampler.selection import complement
 def ridge(x, y, penalty):
     """Minimiser of mean squared error plus penalty / 2 times the squared weights."""
     size = x.shape[1]
-    return torch.linalg.solve(2 * x.T @ x / len(x) + penalty * torch.eye(size), 2 * x.T @ y / len(x))
+    return torch.linalg.solve(
+        2 * x.T @ x / len(x) + penalty * torch.eye(size), 2 * x.T @ y / len(x)
+    )
 
 
 def test_the_newton_shift_of_a_quadratic_loss_is_the_truth():

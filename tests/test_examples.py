@@ -46,7 +46,7 @@ def test_the_main_job_compares_three_runs(tmp_path):
     assert part["samples"] == ours["samples"] == 2 * 300 + 2 * 180
     assert part["steps"] == ours["steps"] == 2 * 5 + 2 * 3
     assert ours["selecting_seconds"] > 0
-    assert all(0 < row["seconds"] and 0.1 < row["test_accuracy"] <= 1 for row in results.values())
+    assert all(row["seconds"] > 0 and 0.1 < row["test_accuracy"] <= 1 for row in results.values())
     assert (tmp_path / "selection.safetensors").exists()
 
 

@@ -41,5 +41,12 @@ def test_names_are_sorted_and_there():
 
 def test_nothing_global():
     text = "\n".join(path.read_text() for path in PACKAGE.glob("*.py"))
-    for word in ("manual_seed(0).", "np.random.seed", "random.seed", "print(", "basicConfig", "pickle"):
+    for word in (
+        "manual_seed(0).",
+        "np.random.seed",
+        "random.seed",
+        "print(",
+        "basicConfig",
+        "pickle",
+    ):
         assert word not in text.replace("without pickle", ""), word

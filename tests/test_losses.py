@@ -51,6 +51,7 @@ def test_derivatives_equal_automatic_differentiation(case):
     values, delta, hessian = loss.derivatives(OUTPUTS, targets)
     dense = hessian.dense(torch.eye(5, dtype=torch.float64))
     basis = hessian.basis()
+    torch.testing.assert_close(hessian.total(), dense.sum(0), rtol=1e-6, atol=1e-9)
     for i in range(len(OUTPUTS)):
 
         def single(z, i=i):

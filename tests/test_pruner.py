@@ -154,7 +154,9 @@ def test_mappings_and_other_tasks(model, few_digits):
     assert len(pruner(regression, losses=SquaredError()).select(network).pruned) == 80
     yes_no = TensorDataset(x, (y > 4).float()[:, None])
     assert len(pruner(yes_no, losses=BinaryCrossEntropy()).select(network).pruned) == 80
-    own = pruner(regression, losses=lambda m, b: F.huber_loss(m(b[0])[:, 0], b[1], reduction="none"))
+    own = pruner(
+        regression, losses=lambda m, b: F.huber_loss(m(b[0])[:, 0], b[1], reduction="none")
+    )
     assert len(own.select(network).pruned) == 80
 
 
@@ -184,8 +186,9 @@ X = torch.zeros(4, 2)
 @pytest.mark.parametrize(
     ("data", "options", "error", "message"),
     [
-        (Stream(), {}, TypeError, "Stream has no length.*map-style"),
-        (TensorDataset(X[:0]), {}, ValueError, "score_dataset is empty"),
+        (Stream(), {}, TypeError, "Stream is not a map-style dataset"),
+        (DataLoader(TensorDataset(X)), {}, TypeError, "pass the dataset itself, not a loader"),
+        (TensorDataset(X[:0]), {}, ValueError, "TensorDataset is empty"),
         (TensorDataset(X), {"budget": Budget(count=4)}, ValueError, "prunes 4.*ask for 1 to 3"),
         (TensorDataset(X), {"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         (TensorDataset(X), {"labels": [0, 1]}, ValueError, r"labels must be 4 whole numbers.*\(2,\)"),
@@ -211,7 +214,9 @@ def test_bad_samples_are_named(model, few_digits):
     with pytest.raises(ValueError, match=r"not finite for samples \[7, 150\];"):
         pruner(spoiled(few_digits, [7, 150], float("nan"))).select(model)
     x, y = few_digits[:]
-    with pytest.raises(ValueError, match=r"labels \[10\] are out of range: the layer has 10 outputs"):
+    with pytest.raises(
+        ValueError, match=r"labels \[10\] are out of range: the layer has 10 outputs"
+    ):
         pruner(TensorDataset(x, y.clamp(min=10))).select(model)
     with pytest.raises(ValueError, match="all 200 samples have label 3"):
         pruner(TensorDataset(x, torch.full((200,), 3))).select(model)

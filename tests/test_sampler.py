@@ -208,9 +208,10 @@ class NoLength:
 @pytest.mark.parametrize(
     ("dataset", "options", "error", "message"),
     [
-        (Stream(), {}, TypeError, "Stream has no length.*map-style"),
-        (NoLength(), {}, TypeError, "NoLength has no length"),
-        ([], {}, ValueError, "the dataset is empty"),
+        (Stream(), {}, TypeError, "Stream is not a map-style dataset"),
+        (NoLength(), {}, TypeError, "NoLength is not a map-style dataset"),
+        (DataLoader(range(3)), {}, TypeError, "DataLoader is not.*not a loader or a stream"),
+        ([], {}, ValueError, "the list is empty"),
         (range(5), {"rank": 1}, ValueError, "rank=1 of num_replicas=1"),
         (range(5), {"num_replicas": 0}, ValueError, "num_replicas=0"),
         (range(5), {"uneven": "both"}, ValueError, "'pad' or 'drop', got 'both'"),
@@ -250,7 +251,9 @@ def test_fewer_kept_than_a_batch_is_refused_where_the_last_one_is_dropped():
     sampler = sampler_of(20, num_replicas=2)
     sampler.require(8)
     sampler.restrict(range(16))
-    with pytest.raises(ValueError, match="12 kept samples make 6 a rank, fewer than the batch of 8"):
+    with pytest.raises(
+        ValueError, match="12 kept samples make 6 a rank, fewer than the batch of 8"
+    ):
         sampler.restrict(range(12))
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_influence import cross_entropy_samples
 
 from prunesampler import Budget, ExactCurvature, Influence, anneal, exchange, exhaustive
-from test_influence import cross_entropy_samples
 
 quick_anneal = partial(anneal, moves=100_000)
 quick_exchange = partial(exchange, moves=1_500)
@@ -35,7 +35,9 @@ def test_annealing_finds_the_optimum():
 def test_exchange_comes_close_on_small_problems_and_matches_annealing_on_larger_ones():
     for seed in range(20):
         influence, budget = random_problem(seed)
-        assert quick_exchange(influence, budget, seed=seed).norm >= exhaustive(influence, budget).norm
+        assert (
+            quick_exchange(influence, budget, seed=seed).norm >= exhaustive(influence, budget).norm
+        )
     generator = torch.Generator().manual_seed(0)
     influence = Influence.from_vectors(torch.randn(2000, 50, generator=generator))
     budget = Budget(fraction=0.4)
