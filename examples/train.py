@@ -1,8 +1,9 @@
 """The main job: train on all data, on a random part, and on the part that influence keeps.
 
-All three runs have the same seeds, the same warm-up and the same schedule family, sized to their own
-number of steps. Prints one table and writes metrics.json and the selection. Runs under python,
-torchrun and accelerate launch alike; killed, it goes on with --resume.
+Two more baselines take as many steps as these parts: all data for fewer epochs, and a random part
+drawn anew every epoch. All runs have the same seeds, the same warm-up and the same schedule family,
+sized to their own number of steps. Prints one table and writes metrics.json and the selection. Runs
+under python, torchrun and accelerate launch alike; killed, it goes on with --resume.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import set_seed
 from data import Images, Normalise, cifar10, digits, imagefolder
 from models import resnet18, small_resnet
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from prunesampler import (
     Budget,
@@ -36,7 +39,13 @@ from prunesampler import (
 )
 from prunesampler.selection import write_atomically
 
-METHODS = {"all": "all data", "random": "random pruning", "influence": "influence pruning"}
+METHODS = {
+    "all": "all data",
+    "fewer": "fewer epochs",
+    "random": "random",
+    "redrawn": "redrawn random",
+    "influence": "influence",
+}
 
 
 @dataclass
@@ -57,7 +66,7 @@ class Progress:
 
 
 class Run:
-    """One of the three trainings."""
+    """One of the trainings."""
 
     def __init__(self, method: str, options: argparse.Namespace, images: Images) -> None:
         self.method, self.options, self.images = method, options, images
@@ -78,9 +87,11 @@ class Run:
         self.sampler = InfluencePrunedSampler(images.train, seed=options.seed)
         loader = DataLoader(images.train, options.batch_size, sampler=self.sampler)
         self.pruning = self._callback()
-        steps = -(-len(images.train) // options.batch_size) * options.epochs
-        if method != "all":
-            steps = self.pruning.planned_steps(epochs=options.epochs, batch_size=options.batch_size)
+        steps = self.pruning.planned_steps(epochs=options.epochs, batch_size=options.batch_size)
+        per_epoch = -(-len(images.train) // options.batch_size)
+        self.epochs = round(steps / per_epoch) if method == "fewer" else options.epochs
+        if method in ("all", "fewer"):
+            steps = per_epoch * self.epochs
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps)
         self.model, self.optimizer, self.loader, self.schedule, self.test_loader = (
             self.accelerator.prepare(
@@ -115,19 +126,25 @@ class Run:
 
     def prune(self, epoch: int) -> None:
         """What this method does at the end of an epoch."""
-        options, size = self.options, len(self.images.train)
+        options, size, next_epoch = self.options, len(self.images.train), epoch + 1
         if self.method == "influence":
             self.pruning.on_epoch_end(epoch, self.model)
-        elif self.method == "random" and epoch + 1 == options.warmup_epochs:
-            order = np.random.default_rng(options.seed).permutation(size)
-            self.sampler.restrict(order[Budget(fraction=options.fraction).size(size) :])
-        elif self.method == "random" and epoch + 1 == options.epochs - options.final_full_epochs:
+        elif self.method not in ("random", "redrawn") or next_epoch < options.warmup_epochs:
+            return
+        elif next_epoch >= options.epochs - options.final_full_epochs:
             self.sampler.reset()
+        else:
+            draw = next_epoch if self.method == "redrawn" else 0
+            order = np.random.default_rng([options.seed, draw]).permutation(size)
+            self.sampler.restrict(order[Budget(fraction=options.fraction).size(size) :])
 
     def train(self) -> dict[str, float]:
         """Train to the end, from the last checkpoint if it resumes; return the result."""
         self._load()
-        for epoch in range(self.progress.epoch, self.options.epochs):
+        main = self.accelerator.is_main_process
+        bar = tqdm(total=self.epochs, desc=METHODS[self.method], unit="epoch", disable=not main)
+        bar.update(self.progress.epoch)
+        for epoch in range(self.progress.epoch, self.epochs):
             started = time.perf_counter()
             loss = self._train_epoch(epoch)
             trained = time.perf_counter()
@@ -135,11 +152,10 @@ class Run:
             self.progress.epoch = epoch + 1
             self.progress.seconds += time.perf_counter() - started
             self.progress.selecting_seconds += time.perf_counter() - trained
-            self.accelerator.print(
-                f"{METHODS[self.method]}: epoch {epoch + 1}/{self.options.epochs}, loss {loss:.3f}, "
-                f"{self.progress.samples} samples seen, {self.progress.seconds:.1f} s"
-            )
             self._save()
+            bar.set_postfix(loss=f"{loss:.3f}", samples=self.progress.samples)
+            bar.update()
+        bar.close()
         result = {"test_accuracy": self.accuracy(), **asdict(self.progress)}
         self.accelerator.end_training()
         return result
@@ -204,10 +220,9 @@ def load_images(options: argparse.Namespace) -> Images:
 
 
 def show(results: dict[str, dict[str, float]], title: str) -> None:
-    table = Table(
-        "method", "test accuracy", "samples seen", "steps", "seconds", "of it selecting", "speed-up",
-        title=title,
-    )  # fmt: skip
+    table = Table(title=title, box=SIMPLE)
+    for name in ("method", "accuracy", "samples", "steps", "seconds", "selecting", "speed-up"):
+        table.add_column(name, no_wrap=True)
     base = results.get("all", {}).get("seconds")
     for method, row in results.items():
         table.add_row(
@@ -227,8 +242,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=["small", "resnet18"], default="small")
     parser.add_argument("--only", choices=list(METHODS), help="train just this one")
     parser.add_argument("--fraction", type=float, default=0.4, help="share to prune")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--warmup-epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--warmup-epochs", type=int, default=10)
     parser.add_argument("--refresh-every", type=int, help="select again every so many epochs")
     parser.add_argument("--final-full-epochs", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=64, help="over all processes")

@@ -38,13 +38,15 @@ def test_the_custom_loop_with_and_without_us(tmp_path):
         assert output.endswith("last learning rate 0.0e+00")
 
 
-def test_the_main_job_compares_three_runs(tmp_path):
+def test_the_main_job_compares_with_every_baseline(tmp_path):
     results = train(tmp_path)
-    assert list(results) == ["all", "random", "influence"]
-    full, part, ours = results.values()
+    assert list(results) == ["all", "fewer", "random", "redrawn", "influence"]
+    full, fewer, part, redrawn, ours = results.values()
     assert full["samples"] == 4 * 300
-    assert part["samples"] == ours["samples"] == 2 * 300 + 2 * 180
-    assert part["steps"] == ours["steps"] == 2 * 5 + 2 * 3
+    assert fewer["samples"] == 3 * 300
+    for pruned in (part, redrawn, ours):
+        assert pruned["samples"] == 2 * 300 + 2 * 180
+        assert pruned["steps"] == 2 * 5 + 2 * 3
     assert ours["selecting_seconds"] > 0
     assert all(row["seconds"] > 0 and 0.1 < row["test_accuracy"] <= 1 for row in results.values())
     assert (tmp_path / "selection.safetensors").exists()

@@ -1,0 +1,34 @@
+import re
+
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def lines_of(mark):
+    (diff,) = re.findall(r"```diff\n(.*?)```", README, re.S)
+    return [line[1:].strip() for line in diff.splitlines() if line.startswith(mark)]
+
+
+def test_the_diff_is_that_of_the_custom_loop():
+    script = (ROOT / "examples" / "custom_loop.py").read_text().splitlines()
+    new = [line.removesuffix("  #+").strip() for line in script if line.endswith("#+")]
+    old = [line.removeprefix("#- ") for line in script if line.startswith("#- ")]
+    assert lines_of("+") == new
+    assert lines_of("-") == old
+
+
+def test_ci_runs_the_two_commands():
+    commands = [line.strip() for line in README.splitlines() if line.startswith("    pip install")]
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert len(commands) == 2
+    assert all(any(ours.startswith(command) for ours in ci.splitlines()) for command in commands)
+
+
+def test_every_example_and_name_in_it_exists():
+    import prunesampler
+
+    for path in re.findall(r"\((examples/[\w/.]+)\)", README):
+        assert (ROOT / path).exists(), path
+    for name in re.findall(r"`(?:\w+=)?([A-Z][A-Za-z]+)\(", README):
+        assert hasattr(prunesampler, name), name
