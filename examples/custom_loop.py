@@ -1,4 +1,4 @@
-"""A plain PyTorch loop. Lines that end in `#+` are new, lines that begin with `#-` were there before."""
+"""A plain PyTorch loop. Lines that end in `# +` are new, lines that begin with `# -` were there before."""
 
 import torch
 import torch.nn.functional as F

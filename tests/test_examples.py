@@ -22,8 +22,8 @@ def train(folder, *options, processes=1):
 
 def plain_version(text):
     """The loop without us: new lines out, old lines in."""
-    lines = [line for line in text.splitlines() if not line.endswith("#+")]
-    return "\n".join(line.removeprefix("#- ") for line in lines)
+    lines = [line for line in text.splitlines() if not line.endswith("# +")]
+    return "\n".join(line.removeprefix("# - ") for line in lines)
 
 
 def test_the_custom_loop_with_and_without_us(tmp_path):

@@ -12,8 +12,8 @@ def lines_of(mark):
 
 def test_the_diff_is_that_of_the_custom_loop():
     script = (ROOT / "examples" / "custom_loop.py").read_text().splitlines()
-    new = [line.removesuffix("  #+").strip() for line in script if line.endswith("#+")]
-    old = [line.removeprefix("#- ") for line in script if line.startswith("#- ")]
+    new = [line.removesuffix("  # +").strip() for line in script if line.endswith("# +")]
+    old = [line.removeprefix("# - ") for line in script if line.startswith("# - ")]
     assert lines_of("+") == new
     assert lines_of("-") == old
 
