@@ -38,7 +38,7 @@ class ExactCurvature:
 
     K is C - 1 for cross-entropy (softmax does not see a shift of all outputs), else C; D is the
     layer's inputs plus one for the bias. Time: ``n R^2 + R^3 / 3`` multiply-adds to factorise and
-    ``n R^2 / 2`` to whiten. Memory: ``4 n R`` bytes for the whitened rows and ``20 R^2`` for matrices.
+    ``n R^2 / 2`` to whiten. Peak memory: ``4 n R`` bytes for the whitened rows, ``24 R^2`` for matrices.
 
     Args:
         damping: added to the diagonal; give the weight decay in use. Default: 1e-3 of the mean

@@ -97,7 +97,10 @@ class InfluencePruner:
         """Measure all samples with this model and choose the ones to prune.
 
         In a run of several processes call it on all of them: each measures its share, rank 0
-        solves, and all get the same selection.
+        solves, and all get the same selection. It is also the one that a single process gets, if
+        that computes with as many threads per process (torchrun sets OMP_NUM_THREADS=1): another
+        number may round the forward pass differently, and annealing turns the last bit into
+        another, equally good set.
 
         Args:
             model: as it is trained; wrappers of DistributedDataParallel and torch.compile are seen
@@ -146,6 +149,8 @@ class InfluencePruner:
 
     def _gather(self, mine: SampleGradients, group: Group) -> SampleGradients | None:
         """All samples in dataset order on rank 0, None elsewhere."""
+        if group.size == 1:
+            return mine
         places = [
             Grid(self.num_samples, self._batch_size, rank, group.size).indices()
             for rank in range(group.size)
