@@ -156,9 +156,7 @@ class Run:
             bar.set_postfix(loss=f"{loss:.3f}", samples=self.progress.samples)
             bar.update()
         bar.close()
-        result = {"test_accuracy": self.accuracy(), **asdict(self.progress)}
-        self.accelerator.end_training()
-        return result
+        return {"test_accuracy": self.accuracy(), **asdict(self.progress)}
 
     def _train_epoch(self, epoch: int) -> float:
         self.model.train()
@@ -199,8 +197,11 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _load(self) -> None:
+        """Go on from the last checkpoint, or start anew without the old ones."""
         if self.accelerator.is_main_process:
-            shutil.rmtree(self.folder if not self.options.resume else self.folder / "partial", True)
+            stale = [] if self.options.resume else self.folder.glob("epoch-*")
+            for folder in (self.folder / "partial", *stale):
+                shutil.rmtree(folder, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
         self.accelerator.wait_for_everyone()
         checkpoints = sorted(self.folder.glob("epoch-*"))
@@ -256,26 +257,46 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def settings_of(options: argparse.Namespace) -> dict[str, str]:
+    """What must be the same for a run to be resumed."""
+    return {k: str(v) for k, v in vars(options).items() if k not in ("resume", "only")}
+
+
+def earlier_results(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Results of finished methods of the same settings; refuses to resume with other settings."""
+    settings = settings_of(options)
+    file = options.output_dir / "metrics.json"
+    saved = json.loads(file.read_text()) if file.exists() else {"settings": None, "results": {}}
+    if options.resume and saved["settings"] not in (None, settings):
+        raise SystemExit(f"{file} is of another run: {saved['settings']}; resume with its options")
+    same = saved["settings"] == settings
+    results = saved["results"] if same else {}
+    if not options.resume:
+        results = {m: row for m, row in results.items() if options.only not in (m, None)}
+    write(options, results)
+    return results
+
+
+def write(options: argparse.Namespace, results: dict[str, dict[str, float]]) -> None:
+    """Write metrics.json, on one process."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+        content = json.dumps({"settings": settings_of(options), "results": results}, indent=1)
+        write_atomically(options.output_dir / "metrics.json", content.encode())
+
+
 def main() -> None:
     options = arguments()
     images = load_images(options)
-    settings = {k: str(v) for k, v in vars(options).items() if k not in ("resume", "only")}
-    file = options.output_dir / "metrics.json"
-    results: dict[str, dict[str, float]] = {}
-    if options.resume and file.exists():
-        saved = json.loads(file.read_text())
-        if saved["settings"] != settings:
-            raise SystemExit(f"{file} is of another run: {saved['settings']}; use its options")
-        results = saved["results"]
+    results = earlier_results(options)
     for method in [options.only] if options.only else METHODS:
         if method not in results:
-            run = Run(method, options, images)
-            results[method] = run.train()
-            if run.accelerator.is_main_process:
-                content = json.dumps({"settings": settings, "results": results}, indent=1)
-                write_atomically(file, content.encode())
+            results[method] = Run(method, options, images).train()
+            write(options, results)
     if int(os.environ.get("RANK", "0")) == 0:
-        show(results, f"{options.dataset}, {len(images.train):,} training images")
+        ordered = {method: results[method] for method in METHODS if method in results}
+        show(ordered, f"{options.dataset}, {len(images.train):,} training images")
+    Accelerator().end_training()
 
 
 if __name__ == "__main__":

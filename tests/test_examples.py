@@ -53,7 +53,8 @@ def test_the_main_job_compares_with_every_baseline(tmp_path):
 
 
 def test_the_main_job_on_two_processes_with_bf16(tmp_path):
-    results = train(tmp_path, "--only=influence", "--mixed-precision=bf16", processes=2)
+    results = train(tmp_path, "--mixed-precision=bf16", processes=2)
+    assert list(results) == ["all", "fewer", "random", "redrawn", "influence"]
     assert results["influence"]["samples"] == 2 * 300 + 2 * 180
     assert results["influence"]["steps"] == 2 * 5 + 2 * 3
 
@@ -92,7 +93,8 @@ def test_a_killed_main_job_resumes_to_the_same_result(tmp_path, method):
     time.sleep(random.Random(method).uniform(0, 0.2))
     started.send_signal(signal.SIGKILL)
     started.wait()
-    assert not (tmp_path / "killed" / "metrics.json").exists()
+    killed = json.loads((tmp_path / "killed" / "metrics.json").read_text())
+    assert killed["results"] == {}
     assert list(folder.glob("epoch-*"))
 
     resumed = train(tmp_path / "killed", "--only", method, "--resume")[method]
@@ -100,8 +102,9 @@ def test_a_killed_main_job_resumes_to_the_same_result(tmp_path, method):
         assert resumed[name] == expected[name]
 
 
-def test_resuming_with_other_options_is_refused(tmp_path):
+def test_one_method_at_a_time_and_no_mixing_of_options(tmp_path):
     train(tmp_path, "--only=all")
+    assert list(train(tmp_path, "--only=random")) == ["all", "random"]
     with pytest.raises(AssertionError, match="is of another run"):
         train(tmp_path, "--only=all", "--resume", "--lr=0.5")
 
