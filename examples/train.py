@@ -106,7 +106,7 @@ class Run:
         pruner = InfluencePruner(
             self.images.train,  # augmentation happens in the loop, so these are clean
             budget=Budget(fraction=options.fraction),
-            curvature=ExactCurvature(damping=options.weight_decay),
+            curvature=ExactCurvature(damping=options.weight_decay or None),
             seed=options.seed,
         )
         return PruningCallback(

@@ -8,7 +8,7 @@ simulated annealing; the schedule is ours.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,8 +27,8 @@ HOTTEST, COLDEST = 1.0, 1e-4
 BLOCKS, REFRESH = 100, 10
 """Moves come in so many blocks; the running sum is formed anew before every so many of them."""
 SMALL = 1000
-"""Up to this many samples the search returns the best set it met, beyond it the last, which then
-is as good: few samples make rugged problems, where the best set is passed and left again."""
+"""Up to this many samples `anneal` returns the best set it met, beyond it the last, which then is as
+good: few samples make rugged problems, where the best set is passed and left again."""
 
 
 @dataclass(frozen=True)
@@ -127,33 +127,39 @@ def exchange(
     progress: Progress | None = None,
     moves: int | None = None,
     batch: int = 128,
+    device: torch.device | str | None = None,
 ) -> Solution:
-    """The same annealing in batches of swaps, as matrix products on the influence's device.
+    """The same annealing in batches of swaps, as matrix products, on a GPU if asked.
 
     A batch pairs pruned with kept samples, all different; their Gram matrix tells what each swap
     does to the effect of the others, so that accepting them in turn is exact.
 
     Args:
-        influence: of n samples; the search runs where ``influence.search`` lies.
+        influence: of n samples.
         budget: how much to prune.
         labels: classes, int64, shape (n,), for the budget's floors.
         seed: of the search's own random numbers.
         progress: see :data:`Progress`.
-        moves: swaps to propose; default 100 per sample, at least 2,000,000.
+        moves: swaps to propose; default 100 per sample, at least 2,000,000. Fewer are proposed
+            where fewer than a batch are pruned or kept.
         batch: swaps per batch, time and memory only; a GPU likes more.
+        device: where to search; default where the influence lies.
 
     Raises:
         ValueError: when the budget cannot be met.
     """
     moves = max(MOVES_PER_SAMPLE * len(influence), MIN_MOVES) if moves is None else moves
     search = _Search.of(influence, labels, budget.floors(labels))
+    if device is not None:
+        rows = RankOne(search.rows.left.to(device), search.rows.right.to(device))
+        search = replace(search, rows=rows, mean=search.mean.to(device))
 
     def minimise(size: int, progress: Progress | None) -> Tensor:
         order = search.start(size, seed)
         kept = search.kept_per_class(order, size)
         rng = np.random.default_rng(seed)
         width = min(batch, size, len(order) - size)
-        rounds = max(1, moves // width)
+        rounds = max(1, moves // batch)
         per_pass = min(size, len(order) - size) // width
         for number in range(rounds):
             place = number % per_pass

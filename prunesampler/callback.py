@@ -6,12 +6,13 @@ import logging
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
 from tqdm.auto import tqdm
 
-from prunesampler.distributed import current_group
+from prunesampler.distributed import current_group, together
 from prunesampler.pruner import InfluencePruner
 from prunesampler.sampler import InfluencePrunedSampler
 from prunesampler.selection import Selection
@@ -26,7 +27,11 @@ class PruningCallback:
     """Prunes the sampler after the warm-up, and again or back to all samples if asked to.
 
     Call `on_epoch_end` at the end of every epoch, on every process. What happens depends on the
-    epoch's number alone, so a resumed run needs no state of the callback, only the sampler's.
+    epoch's number, so a resumed run needs no state of the callback, only the sampler's. If a run is
+    past its warm-up and nothing was selected yet, the first call selects.
+
+    Under accelerate call ``loader.set_epoch(epoch)`` before each epoch of a resumed run: a new
+    prepared loader counts its passes from 0 and would repeat the order of the first ones.
 
     Args:
         sampler: of the training loader.
@@ -114,10 +119,10 @@ class PruningCallback:
         if self._ends_pruning(epoch + 1, self._epochs):
             self.sampler.reset()
         elif self._selects(epoch + 1):
-            selection = self.pruner.select(model)
-            self.sampler.restrict(selection)
+            group, selection = current_group(), self.pruner.select(model)
+            together(group, partial(self.sampler.restrict, selection))
             state = self.sampler.state_dict()
-            current_group().check_equal(
+            group.check_equal(
                 "the samplers", repr((state["n"], state["seed"])).encode(),
                 state["kept"].numpy().tobytes(),
             )  # fmt: skip
@@ -161,6 +166,10 @@ class PruningCallback:
                 "epochs, batch_size, num_processes and gradient_accumulation_steps must be at "
                 f"least 1, got {numbers}"
             )
+        if self._epochs not in (None, epochs):
+            raise ValueError(
+                f"epochs={epochs}, but the callback was made for epochs={self._epochs}"
+            )
         kept, full = self._planned_kept(), self.sampler.num_samples
         total = 0
         for epoch in range(epochs):
@@ -182,8 +191,8 @@ class PruningCallback:
         n, budget = self.sampler.num_samples, self.pruner.budget
         if budget.epsilon is None:
             return n - budget.size(n)
-        if self.selection is not None:
-            return len(self.selection.kept)
+        if len(self.sampler.kept) < n:
+            return len(self.sampler.kept)
         warnings.warn(
             f"with Budget(epsilon={budget.epsilon}) the kept samples are known only after the "
             "selection; planned_steps is an upper bound, call it again in on_selection",
@@ -200,7 +209,9 @@ class PruningCallback:
         since = epoch - self._warmup
         if since < 0 or (self._epochs is not None and epoch >= self._epochs):
             return False
-        return since == 0 or (self._refresh is not None and since % self._refresh == 0)
+        # The first time may lie before the first call: the callback joined a run late.
+        missed = self.selection is None and len(self.sampler.kept) == self.sampler.num_samples
+        return missed or since == 0 or (self._refresh is not None and since % self._refresh == 0)
 
     def _report(
         self, epoch: int, selection: Selection, seconds: float, epoch_seconds: float | None

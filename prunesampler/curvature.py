@@ -16,6 +16,8 @@ from torch import Tensor
 from prunesampler.influence import CHUNK, Factor, IdentityFactor, RankOne
 from prunesampler.samples import SampleGradients
 
+SINGLE = 1e-5
+"""Damping below this share of the largest diagonal entry would drown in float32 rounding."""
 DEFAULT_DAMPING = 1e-3
 """Share of the curvature's mean eigenvalue that is added where no damping is given."""
 
@@ -69,22 +71,31 @@ class ExactCurvature:
                 "KroneckerCurvature() (an approximation), a smaller layer, or a larger max_size"
             )
         matrix = gauss_newton(gradients)
+        largest = float(matrix.diagonal().max())
         chosen = _first(damping, self.damping, DEFAULT_DAMPING * float(matrix.trace()) / size)
+        if chosen < SINGLE * largest:
+            matrix = gauss_newton(gradients, torch.float64)
         matrix.diagonal().add_(chosen)
         cholesky, failed = torch.linalg.cholesky_ex(matrix)
         if failed:
             raise ValueError(
-                f"the curvature is not positive definite with damping={chosen:.3g}; the loss is "
-                "flat or not convex in the layer's output: give a larger damping"
+                f"the curvature is not positive definite with damping={chosen:.3g}, beside a largest "
+                f"diagonal entry of {largest:.3g}: some inputs of the layer are zero or depend on "
+                "others, or the loss is not convex in its output; give a larger damping, or None "
+                "for the default"
             )
         return ExactFactor(cholesky, (rows, columns), chosen)
 
 
-def gauss_newton(gradients: SampleGradients) -> Tensor:
+def gauss_newton(gradients: SampleGradients, dtype: torch.dtype | None = None) -> Tensor:
     """Mean GGN without damping, shape (R, R), float64, index k * D + d.
 
-    Products run in the gradients' precision over ``CHUNK`` samples and are added in float64. Only
-    the blocks on and above the diagonal are computed.
+    Products over ``CHUNK`` samples are added in float64. Only the blocks on and above the diagonal
+    are computed.
+
+    Args:
+        gradients: the measured samples.
+        dtype: precision of the products; default that of the gradients.
     """
     basis = gradients.hessian.basis()
     outputs, inputs = basis.shape[1], gradients.inputs.shape[1]
@@ -92,7 +103,7 @@ def gauss_newton(gradients: SampleGradients) -> Tensor:
         outputs, inputs, outputs, inputs, dtype=torch.float64, device=gradients.inputs.device
     )
     for chunk in gradients.chunks():
-        a, weights = chunk.inputs, chunk.hessian.dense(basis)
+        a, weights = chunk.inputs.to(dtype), chunk.hessian.dense(basis).to(dtype)
         for k in range(outputs):
             weighted = (weights[:, k, k:, None] * a[:, None, :]).flatten(1)
             total[k, :, k:, :] += (a.T @ weighted).view(inputs, outputs - k, inputs)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Group(Protocol):
@@ -139,3 +142,15 @@ def current_group() -> Group:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return ProcessGroup()
     return LocalGroup()
+
+
+def together(group: Group, work: Callable[[], T]) -> T:
+    """Do this rank's work; if it fails on any rank, raise on all, so that none waits for another."""
+    result: T | None = None
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as raised:
+        error = raised
+    group.raise_together(error)
+    return result  # type: ignore[return-value]

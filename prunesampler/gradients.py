@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from prunesampler.losses import ClosedFormLoss, CrossEntropy, Derivatives
 from prunesampler.samples import DenseHessian, SampleGradients
 
+ROUNDING = 0.05
+"""Largest relative difference between a layer's output under autocast and in full precision."""
 MAX_DENSE_OUTPUTS = 128
 """Widest layer whose per-sample Hessians, C * C numbers each, are taken by automatic differentiation."""
 
@@ -41,14 +43,15 @@ class _Tap:
     inputs: Tensor | None = None
     outputs: Tensor | None = None
 
-    def __call__(self, layer: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        del output
+    def __call__(
+        self, layer: nn.Linear, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
+    ) -> Tensor:
         if self.inputs is not None:
             raise ValueError(
                 f"layer {self.name!r} runs more than once in a forward pass, so its gradient is not "
                 "rank one; choose another with head=, or pass gradients="
             )
-        inputs = args[0].detach()
+        inputs = (args[0] if args else named["input"]).detach()
         if inputs.dim() != 2:
             raise ValueError(
                 f"layer {self.name!r} gets inputs of shape {tuple(inputs.shape)}, not (batch, "
@@ -62,6 +65,12 @@ class _Tap:
             bias = None if layer.bias is None else layer.bias.detach().to(wide)
             self.inputs = inputs.to(wide)
             outputs = F.linear(self.inputs, layer.weight.detach().to(wide), bias)
+            if (output.detach().to(wide) - outputs).norm() > ROUNDING * outputs.norm():
+                raise ValueError(
+                    f"layer {self.name!r} does not return its weight times its input plus its bias "
+                    "(another hook or a wrapper changes it), so its gradient has another form; "
+                    "choose another with head=, or pass gradients="
+                )
         self.outputs = outputs.requires_grad_()
         torch.set_grad_enabled(True)  # ends with the no_grad around the whole pass
         return self.outputs
@@ -75,7 +84,7 @@ class _Tap:
 
 @contextmanager
 def _attached(layer: nn.Linear, tap: _Tap) -> Iterator[_Tap]:
-    handle = layer.register_forward_hook(tap)
+    handle = layer.register_forward_hook(tap, with_kwargs=True)
     try:
         with torch.no_grad():
             yield tap
@@ -116,8 +125,7 @@ class HeadGradients:
                 derivatives = _differentiate(self.losses(model, batch), tap)
             else:
                 outputs, targets = self.losses.outputs_and_targets(model, batch)
-                if targets.dim() == 1 and not targets.is_floating_point():
-                    labels = targets
+                labels = self.losses.classes(targets)
                 if tap.saw(outputs):
                     assert tap.outputs is not None
                     derivatives = self.losses.derivatives(tap.outputs.detach(), targets)
@@ -194,10 +202,11 @@ def find_layer(model: nn.Module, head: nn.Linear | str) -> tuple[str, nn.Linear]
             f"the model has no layer {head!r} to score; its linear layers are {linear or 'none'}"
         )
     layer = modules[names[0]]
-    if not isinstance(layer, nn.Linear):
+    if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
         raise TypeError(
-            f"head {names[0]!r} is {type(layer).__name__}, not nn.Linear: only a linear layer's "
-            "influence has the closed form used here; choose one with head=, or pass gradients="
+            f"head {names[0]!r} is {type(layer).__name__}, which does not compute what nn.Linear "
+            "does: only a linear layer's influence has the closed form used here; choose one with "
+            "head=, or pass gradients="
         )
     return names[0], layer
 
@@ -232,6 +241,8 @@ def find_head(model: nn.Module, batch: Any, losses: Losses) -> str:
     finally:
         for handle in handles:
             handle.remove()
+    if not isinstance(values, Tensor):
+        check_unreduced(values, 1)
     ran = {name: cut.leaves for name, cut in cuts.items() if cut.leaves}
     leaves = [leaf for found in ran.values() for leaf in found]
     if not leaves or not values.requires_grad:

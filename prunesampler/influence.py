@@ -143,7 +143,7 @@ class Influence:
 
         The group shift is then ``n / (n - m)`` times the sum of ``vectors[i] - mean``.
         """
-        rows = RankOne.from_vectors(vectors * len(vectors))
+        rows = RankOne.from_vectors((vectors - vectors.mean(0)) * len(vectors))
         return cls.build(rows, IdentityFactor())
 
     def __len__(self) -> int:

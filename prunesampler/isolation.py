@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -28,8 +28,11 @@ def model_device(model: nn.Module) -> torch.device:
     """The one device that a model lives on.
 
     Raises:
+        TypeError: when it is no module.
         ValueError: when it has no parameters, lives on several devices, or has no data.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     devices = {t.device for t in itertools.chain(model.parameters(), model.buffers())}
     if not devices:
         raise ValueError(f"{type(model).__name__} has no parameters, so nothing can be influenced")
@@ -47,6 +50,18 @@ def model_device(model: nn.Module) -> torch.device:
     return device
 
 
+def fingerprint(model: nn.Module) -> bytes:
+    """Names, shapes, types and largest entries of all parameters: equal for equal models.
+
+    The largest entry does not depend on the order of computation, as a sum would.
+    """
+    facts = [
+        (name, tuple(p.shape), str(p.dtype), float(p.detach().abs().max()) if p.numel() else 0.0)
+        for name, p in model.named_parameters()
+    ]
+    return repr([*facts, *((name, tuple(b.shape)) for name, b in model.named_buffers())]).encode()
+
+
 @contextmanager
 def untouched(model: nn.Module, broadcast: Callable[[Tensor], None]) -> Iterator[None]:
     """Evaluation mode inside; training flags, buffers and random numbers as before outside.
@@ -59,20 +74,37 @@ def untouched(model: nn.Module, broadcast: Callable[[Tensor], None]) -> Iterator
             ranks until the next forward pass, and would give every rank other scores.
     """
     modules = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    with preserved_random_state():
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    with preserved_random_state(), eager(model), torch.inference_mode(False):
         try:
             for module, _ in modules:
                 module.training = False
-            for buffer, _ in buffers:
+            for buffer in model.buffers():
                 broadcast(buffer)
             yield
         finally:
             for module, training in modules:
                 module.training = training
-            for buffer, before in buffers:
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer  # the forward pass may have put another one there
                 if not torch.equal(buffer, before):
                     buffer.detach().copy_(before)
+
+
+@contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """Run compiled modules uncompiled inside: compiled code does not see hooks added later."""
+    compiled = any(
+        hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+        yield
 
 
 @contextmanager

@@ -131,8 +131,12 @@ def same_item(first: Any, second: Any) -> bool:
         return all(same_item(first[key], second.get(key)) for key in first)
     if isinstance(first, (tuple, list)) and isinstance(second, (tuple, list)):
         return all(same_item(a, b) for a, b in zip(first, second, strict=False))
-    if isinstance(first, (Tensor, np.ndarray)):
-        return bool(np.array_equal(np.asarray(first), np.asarray(second)))
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        if not first.is_floating_point() or first.shape != second.shape:
+            return torch.equal(first, second)
+        return torch.allclose(first.detach(), second.detach(), rtol=0, atol=0, equal_nan=True)
+    if isinstance(first, np.ndarray):
+        return np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
     if isinstance(first, (int, float, str)):
         return bool(first == second) or first != first
     return True

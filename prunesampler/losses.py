@@ -39,6 +39,9 @@ class ClosedFormLoss(Protocol):
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of every sample, shape (b,), differentiable."""
 
+    def classes(self, targets: Tensor) -> Tensor | None:
+        """Class of every sample, int64, shape (b,), or None where targets are no classes."""
+
     def derivatives(self, outputs: Tensor, targets: Tensor) -> Derivatives:
         """Loss, gradient and Hessian of every sample, from outputs of shape (b, C)."""
 
@@ -89,6 +92,11 @@ class _OutputLoss:
         """Run the model on ``(x, y)`` or on a mapping with ``labels``."""
         return run_batch(model, batch)
 
+    def classes(self, targets: Tensor) -> Tensor | None:
+        """None: these targets are no classes."""
+        del targets
+        return None
+
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of every sample, shape (b,), differentiable."""
         raise NotImplementedError
@@ -108,9 +116,13 @@ class CrossEntropy(_OutputLoss):
     weight: Tensor | None = None
     label_smoothing: float = 0.0
 
+    def classes(self, targets: Tensor) -> Tensor | None:
+        """The targets, where they are class indices."""
+        return targets.long() if targets.dim() == 1 else None
+
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of every sample, shape (b,)."""
-        _check_classes(outputs, targets)
+        targets = _checked_classes(outputs, targets)
         weight = None if self.weight is None else self.weight.to(outputs)
         return F.cross_entropy(
             outputs, targets, weight, reduction="none", label_smoothing=self.label_smoothing
@@ -125,10 +137,10 @@ class CrossEntropy(_OutputLoss):
         Raises:
             ValueError: when a label is not a class of the output.
         """
-        values = self.values(outputs, targets)
+        values, targets = self.values(outputs, targets), _checked_classes(outputs, targets)
         classes = outputs.shape[1]
-        hard = targets.dim() == 1
-        target = F.one_hot(targets, classes).to(outputs) if hard else targets.to(outputs)
+        target = F.one_hot(targets, classes) if targets.dim() == 1 else targets
+        target = target.to(outputs)
         target = target * (1 - self.label_smoothing) + self.label_smoothing / classes
         if self.weight is not None:
             target = target * self.weight.to(outputs)
@@ -152,6 +164,10 @@ class BinaryCrossEntropy(_OutputLoss):
     """
 
     pos_weight: Tensor | None = None
+
+    def classes(self, targets: Tensor) -> Tensor | None:
+        """The answers, where there is one per sample."""
+        return (targets.flatten() > 0.5).long() if targets.numel() == len(targets) else None
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of every sample, shape (b,)."""
@@ -192,20 +208,27 @@ class SquaredError(_OutputLoss):
         return Derivatives(self.values(outputs, target), scale * (outputs - target), hessian)
 
 
-def _check_classes(outputs: Tensor, targets: Tensor) -> None:
-    if outputs.dim() != 2:
+def _checked_classes(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Targets as int64 classes (b,) or probabilities (b, C)."""
+    if outputs.dim() != 2 or outputs.shape[1] < 2:
         raise ValueError(
-            f"cross-entropy takes outputs of shape (batch, classes), got {tuple(outputs.shape)}; "
-            "pass losses= for another task"
+            "cross-entropy takes outputs of shape (batch, classes) with at least 2 classes, got "
+            f"{tuple(outputs.shape)}; pass losses= for another task, BinaryCrossEntropy() for one output"
         )
-    if targets.dim() != 1:
-        return
-    if targets.is_floating_point():
+    if (outputs >= 0).all() and torch.allclose(outputs.sum(1), outputs.new_ones(()), atol=1e-3):
         raise ValueError(
-            f"class labels must be integers, got {targets.dtype} of shape {tuple(targets.shape)}; "
-            "for regression pass losses=SquaredError(), for yes-or-no answers BinaryCrossEntropy()"
+            "the model returns probabilities (every row sums to 1), but cross-entropy takes logits; "
+            "leave out the softmax, or pass losses= with your own loss"
         )
     classes = outputs.shape[1]
+    if targets.is_floating_point() and targets.shape == outputs.shape:
+        return targets
+    if targets.is_floating_point() or targets.dim() != 1 or len(targets) != len(outputs):
+        raise ValueError(
+            f"targets must be class labels, integers of shape ({len(outputs)},), or probabilities of "
+            f"shape {tuple(outputs.shape)}, got {targets.dtype} of shape {tuple(targets.shape)}; for "
+            "regression pass losses=SquaredError(), for yes-or-no answers BinaryCrossEntropy()"
+        )
     wrong = (targets < 0) | (targets >= classes)
     if wrong.any():
         values = sorted(set(targets[wrong].tolist()))[:5]
@@ -213,6 +236,7 @@ def _check_classes(outputs: Tensor, targets: Tensor) -> None:
             f"labels {values} are out of range: the layer has {classes} outputs, so labels are "
             f"0 to {classes - 1}; correct the labels or the layer"
         )
+    return targets.long()
 
 
 def _match(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,9 @@ raises the norm by x is accepted with probability ``exp(-x / temperature)`` (Met
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, TypeVar, cast
 
 import numba
 import numpy as np
@@ -18,7 +21,22 @@ Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-@numba.njit(cache=True)
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def compiled(
+    function: F, *, inline: Literal["never", "always"] = "never", fastmath: bool = False
+) -> F:
+    """Compile a function, and keep the machine code on disk where there is a place to write."""
+    done: Any
+    try:
+        done = numba.njit(cache=True, inline=inline, fastmath=fastmath, nogil=True)(function)
+    except RuntimeError:  # numba found neither the package's folder nor a cache folder writable
+        done = numba.njit(inline=inline, fastmath=fastmath, nogil=True)(function)
+    return cast(F, done)
+
+
+@compiled
 def next_random(state: NDArray[np.uint64]) -> np.uint64:
     """One step of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014); ``state`` has one element."""
     state[0] += np.uint64(0x9E3779B97F4A7C15)
@@ -28,7 +46,7 @@ def next_random(state: NDArray[np.uint64]) -> np.uint64:
     return np.uint64(z ^ (z >> np.uint64(31)))
 
 
-@numba.njit(cache=True, fastmath=True, inline="always")
+@partial(compiled, inline="always", fastmath=True)
 def slope_and_overlap(
     left: Floats, right: Floats, state: Floats, i: int, j: int
 ) -> tuple[float, float]:
@@ -46,13 +64,13 @@ def slope_and_overlap(
     return float(slope), float(lefts * rights)
 
 
-@numba.njit(cache=True)
+@compiled
 def rise(square: float, change: float) -> float:
     """How much the norm rises when its square, ``square``, changes by ``change``."""
     return math.sqrt(max(square + change, 0.0)) - math.sqrt(max(square, 0.0))
 
 
-@numba.njit(cache=True, fastmath=True, nogil=True)
+@partial(compiled, fastmath=True)
 def metropolis_moves(
     left: Floats,
     right: Floats,
@@ -116,7 +134,7 @@ def metropolis_moves(
     return best_square
 
 
-@numba.njit(cache=True)
+@compiled
 def metropolis_batch(
     slopes: Doubles,
     swaps: Floats,

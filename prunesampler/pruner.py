@@ -17,13 +17,13 @@ from tqdm.auto import tqdm
 from prunesampler.annealing import anneal
 from prunesampler.certificate import convex_bound, newton_shift, random_shift
 from prunesampler.curvature import Curvature, ExactCurvature
-from prunesampler.distributed import Group, current_group
+from prunesampler.distributed import Group, current_group, together
 from prunesampler.gradients import GradientSource, HeadGradients, Losses, find_head
 from prunesampler.influence import Influence
-from prunesampler.isolation import model_device, untouched, unwrap
+from prunesampler.isolation import fingerprint, model_device, untouched, unwrap
 from prunesampler.loaders import Grid, same_item, scoring_loader, to_device
 from prunesampler.losses import CrossEntropy
-from prunesampler.sampler import dataset_size
+from prunesampler.sampler import dataset_size, whole_number
 from prunesampler.samples import SampleGradients
 from prunesampler.selection import Budget, Selection, complement
 from prunesampler.solvers import Progress, Solver
@@ -79,8 +79,9 @@ class InfluencePruner:
         self.num_samples = dataset_size(score_dataset)
         if gradients is not None and (head is not None or losses is not None):
             raise ValueError("gradients= replaces head= and losses=; give one or the other")
-        if batch_size < 1:
+        if whole_number("batch_size", batch_size) < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        _check_objects(budget, losses, curvature, solver)
         budget.size(self.num_samples)
         self.budget = budget
         self._labels = None if labels is None else _checked_labels(labels, self.num_samples)
@@ -90,7 +91,7 @@ class InfluencePruner:
         self._solver: Solver = anneal if solver is None else solver
         self._batch_size, self._num_workers = batch_size, num_workers
         self._collate_fn = default_collate if collate_fn is None else collate_fn
-        self.progress, self._seed, self._center = progress, seed, center
+        self.progress, self._seed, self._center = progress, whole_number("seed", seed), center
         self._checked = False
 
     def select(self, model: nn.Module) -> Selection:
@@ -114,22 +115,28 @@ class InfluencePruner:
         group = current_group()
         model = unwrap(model)
         started = time.perf_counter()
+        device = together(group, lambda: model_device(model))
+        group.check_equal("the models", fingerprint(model))
+        group.check_equal("the pruners", repr(self._settings()).encode())
         with untouched(model, group.broadcast):
-            mine = _together(group, lambda: self._measure(model, group))
-        assert mine is not None
+            mine = together(group, lambda: self._measure(model, device, group))
+        group.check_equal("the measurements", repr(mine.signature()).encode())
         everyone = self._gather(mine, group)
         seconds = time.perf_counter() - started
-        data = _together(
+        data = together(
             group, lambda: None if everyone is None else self._solve(everyone, seconds).to_bytes()
         )
         selection = Selection.from_bytes(group.broadcast_bytes(data))
         group.check_equal("the kept sets", selection.kept.numpy().tobytes())
         return selection
 
-    def _measure(self, model: nn.Module, group: Group) -> SampleGradients:
+    def _settings(self) -> tuple[object, ...]:
+        """What must be the same on all ranks."""
+        return self.num_samples, self._batch_size, self._seed, self.budget
+
+    def _measure(self, model: nn.Module, device: torch.device, group: Group) -> SampleGradients:
         """This rank's share of the samples, on the CPU, in ascending order."""
         self._check_dataset()
-        device = model_device(model)
         source = self._gradients or HeadGradients(self._find_head(model, device), self._losses)
         grid = Grid(self.num_samples, self._batch_size, group.rank, group.size)
         loader = scoring_loader(
@@ -174,11 +181,13 @@ class InfluencePruner:
     def _solve(self, gradients: SampleGradients, scoring_seconds: float) -> Selection:
         """The selection from the measurements, on one process."""
         labels = gradients.labels if self._labels is None else self._labels
-        if labels is not None and bool((labels == labels[0]).all()):
-            raise ValueError(
-                f"all {self.num_samples} samples have label {int(labels[0])}: with one class there "
-                "is nothing to tell apart; check the labels"
-            )
+        if labels is not None:
+            classes, labels = labels.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+            if len(classes) == 1:
+                raise ValueError(
+                    f"all {self.num_samples} samples have label {int(classes[0])}: with one class "
+                    "there is nothing to tell apart; check the labels"
+                )
         started = time.perf_counter()
         factor = self._curvature.factor(gradients)
         influence = Influence.build(gradients.rows(), factor, center=self._center)
@@ -195,7 +204,7 @@ class InfluencePruner:
         return Selection(
             pruned=pruned,
             num_samples=self.num_samples,
-            shift=solution.norm,
+            shift=float(solution.norm),
             newton_shift=float(step.norm()),
             bound=convex_bound(influence, pruned, penalty) if penalty else None,
             budget=self.budget,
@@ -232,17 +241,6 @@ class InfluencePruner:
         return tqdm(total=total, desc=name, disable=silent, leave=False, file=sys.stderr)
 
 
-def _together(group: Group, work: Callable[[], Any]) -> Any:
-    """Do this rank's work; if it fails on any rank, raise on all, so that none waits forever."""
-    result, error = None, None
-    try:
-        result = work()
-    except Exception as raised:
-        error = raised
-    group.raise_together(error)
-    return result
-
-
 def _progress(bar: tqdm[Any]) -> Progress:
     def show(done: int, total: int) -> None:
         bar.total = total
@@ -251,8 +249,31 @@ def _progress(bar: tqdm[Any]) -> Progress:
     return show
 
 
+def _check_objects(budget: object, losses: object, curvature: object, solver: object) -> None:
+    """Refuse what looks like an argument and is none: classes, names, torch's own losses."""
+    if not isinstance(budget, Budget):
+        raise TypeError(f"budget must be a Budget, such as Budget(fraction=0.4), got {budget!r}")
+    home = getattr(losses, "__module__", None) or ""
+    if losses is not None and (
+        not callable(losses) or isinstance(losses, (type, nn.Module)) or home.startswith("torch.nn")
+    ):
+        raise TypeError(
+            f"losses must be a function (model, batch) -> one loss per sample, got {losses!r}; use "
+            "CrossEntropy(), BinaryCrossEntropy() or SquaredError() of prunesampler, or your own"
+        )
+    if isinstance(curvature, type) or (curvature is not None and not hasattr(curvature, "factor")):
+        raise TypeError(f"curvature must be an object such as ExactCurvature(), got {curvature!r}")
+    if solver is not None and not callable(solver):
+        raise TypeError(f"solver must be a function such as prunesampler.anneal, got {solver!r}")
+
+
 def _checked_labels(labels: Tensor | Sequence[int], num_samples: int) -> Tensor:
-    tensor = torch.as_tensor(labels)
+    try:
+        tensor = torch.as_tensor(labels)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            "labels must be whole numbers, one per sample: number the classes"
+        ) from error
     if tensor.shape != (num_samples,) or tensor.is_floating_point() or (tensor < 0).any():
         raise ValueError(
             f"labels must be {num_samples} whole numbers from 0, one per sample, got "

@@ -21,7 +21,8 @@ class InfluencePrunedSampler(Sampler[int]):
 
     It starts with all samples kept. Iterating changes nothing but the epoch: a pass that runs to its
     end moves the epoch on by one, unless `set_epoch` did so meanwhile. A change by `restrict` takes
-    effect with the next pass; prune between epochs.
+    effect with the next pass; prune between epochs. If you leave passes before their end, call
+    `set_epoch`: otherwise the next pass begins as the last one did.
 
     Under accelerate, Lightning and the Hugging Face Trainer leave ``num_replicas`` and ``rank``
     alone: they share out the batches themselves.
@@ -68,7 +69,7 @@ class InfluencePrunedSampler(Sampler[int]):
         self.epoch = 0
         self._min_kept = 1
         self.epoch_length = epoch_length
-        self._seed = _natural("seed", seed)
+        self._seed = whole_number("seed", seed)
         self._shuffle = shuffle
         self._uneven = uneven
         self._kept = torch.arange(self.num_samples)
@@ -107,7 +108,7 @@ class InfluencePrunedSampler(Sampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass. Repeating it or going back is harmless."""
-        self.epoch = _natural("epoch", epoch)
+        self.epoch = whole_number("epoch", epoch)
 
     def __len__(self) -> int:
         """Indices in one pass on one rank."""
@@ -180,7 +181,7 @@ class InfluencePrunedSampler(Sampler[int]):
                 f"{self.num_samples}; resume with the dataset of the checkpoint"
             )
         kept = _checked_indices(state["kept"], self.num_samples)
-        seed, epoch = _natural("seed", state["seed"]), _natural("epoch", state["epoch"])
+        seed, epoch = whole_number("seed", state["seed"]), whole_number("epoch", state["epoch"])
         self.check_size(len(kept))
         self._seed, self.epoch, self._kept = seed, epoch, kept
 
@@ -209,22 +210,25 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
 
     _indices: Iterator[int]
     _epoch: int
+    _counted: list[int]  # the epoch that ends with this pass; empty when it had ended before
     _total: int
 
     def __new__(cls, sampler: InfluencePrunedSampler) -> EpochIterator:
         """Snapshot the sampler's next pass."""
         epoch = sampler.epoch
         indices = iter(sampler.indices(epoch))
-        self = super().__new__(cls, indices, cls._finish(sampler, epoch))
-        self._indices, self._epoch, self._total = indices, epoch, _remaining(indices)
+        counted = [epoch]
+        self = super().__new__(cls, indices, cls._finish(sampler, counted))
+        self._indices, self._epoch, self._counted = indices, epoch, counted
+        self._total = _remaining(indices)
         return self
 
     def __init__(self, sampler: InfluencePrunedSampler) -> None:
         """Nothing: `__new__` made everything, as `chain` is immutable."""
 
     @staticmethod
-    def _finish(sampler: InfluencePrunedSampler, epoch: int) -> Iterator[int]:
-        if sampler.epoch == epoch:
+    def _finish(sampler: InfluencePrunedSampler, counted: list[int]) -> Iterator[int]:
+        if sampler.epoch in counted:
             sampler.epoch += 1
         return
         yield
@@ -237,18 +241,26 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Move to a saved position; the sampler's own state must have been restored before.
 
+        A pass that was saved at its very end, when the sampler had already moved on to the next
+        epoch, is over at once.
+
         Raises:
             ValueError: when the position belongs to a pass of another length or epoch.
         """
-        if (state["epoch"], state["length"]) != (self._epoch, self._total):
+        over = state["position"] == state["length"] and state["epoch"] == self._epoch - 1
+        same = (state["epoch"], state["length"]) == (self._epoch, self._total)
+        if not (over or same):
             raise ValueError(
                 f"the position is in epoch {state['epoch']} of {state['length']} indices, this pass "
                 f"is epoch {self._epoch} of {self._total}; restore the sampler's state first"
             )
-        skip = state["position"] - (self._total - _remaining(self._indices))
+        skip = self._total if over else state["position"]
+        skip -= self._total - _remaining(self._indices)
         if skip < 0:
             raise ValueError(f"position {state['position']} lies behind this pass; start a new one")
         next(itertools.islice(self._indices, skip, skip), None)
+        if over:
+            self._counted.clear()
 
 
 def dataset_size(dataset: Any) -> int:
@@ -273,7 +285,12 @@ def _remaining(indices: Iterator[int]) -> int:
     return indices.__length_hint__()  # type: ignore[attr-defined, no-any-return]
 
 
-def _natural(name: str, value: Any) -> int:
+def whole_number(name: str, value: Any) -> int:
+    """The value as an int.
+
+    Raises:
+        ValueError: when it is not a whole number of at least 0.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
         raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
     return int(value)
@@ -281,7 +298,10 @@ def _natural(name: str, value: Any) -> int:
 
 def _checked_indices(indices: Tensor | Sequence[int], num_samples: int) -> Tensor:
     """Indices as an ascending int64 tensor on the CPU."""
-    tensor = torch.as_tensor(indices)
+    try:
+        tensor = torch.as_tensor(indices if hasattr(indices, "__array__") else list(indices))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"kept indices must be whole numbers, got {indices!r}") from error
     if tensor.numel() == 0:
         return torch.zeros(0, dtype=torch.int64)
     if tensor.dim() != 1 or tensor.is_floating_point() or tensor.dtype == torch.bool:

@@ -187,6 +187,17 @@ class SampleGradients:
         labels = [s.labels for s in all_of_them if s.labels is not None]
         return SampleGradients(**fields, hessian=hessian, labels=change(labels) if labels else None)
 
+    def signature(self) -> list[tuple[tuple[int, ...], str]]:
+        """Shape per sample and type of every tensor, to compare between ranks."""
+        found: list[tuple[tuple[int, ...], str]] = []
+
+        def note(tensors: list[Tensor]) -> Tensor:
+            found.append((tuple(tensors[0].shape[1:]), str(tensors[0].dtype)))
+            return tensors[0]
+
+        self.map(note)
+        return found
+
     @staticmethod
     def cat(parts: Sequence[SampleGradients]) -> SampleGradients:
         """Put measurements of several batches behind one another."""

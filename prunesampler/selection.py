@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Budget:
 
     Raises:
         ValueError: for a value out of range, or not exactly one of the three.
+        TypeError: for a value that is no number.
     """
 
     fraction: float | None = None
@@ -52,12 +54,16 @@ class Budget:
             raise ValueError(
                 f"a budget takes exactly one of fraction, count and epsilon, got {given or 'none'}"
             )
+        for name in ("fraction", "epsilon", "max_fraction"):
+            self._convert(name, float)
+        for name in ("count", "min_per_class"):
+            self._convert(name, operator.index)
         if self.fraction is not None and not 0 < self.fraction < 1:
             raise ValueError(
                 f"fraction must lie between 0 and 1, got {self.fraction}; 0.4 prunes 40 %"
             )
-        if self.count is not None and (not isinstance(self.count, int) or self.count < 1):
-            raise ValueError(f"count must be a whole number of at least 1, got {self.count!r}")
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"count must be a whole number of at least 1, got {self.count}")
         if self.epsilon is not None and not 0 <= self.epsilon < math.inf:
             raise ValueError(
                 f"epsilon must be zero or more and finite, got {self.epsilon}; it bounds a norm"
@@ -66,6 +72,19 @@ class Budget:
             raise ValueError(f"max_fraction must lie between 0 and 1, got {self.max_fraction}")
         if self.min_per_class < 0:
             raise ValueError(f"min_per_class must be zero or more, got {self.min_per_class}")
+
+    def _convert(self, name: str, kind: Callable[[Any], float]) -> None:
+        """Turn numbers of NumPy and torch into Python's, so that a budget can be saved."""
+        value = getattr(self, name)
+        if value is None:
+            return
+        try:
+            if isinstance(value, (str, bool)):
+                raise TypeError
+            object.__setattr__(self, name, kind(value))
+        except TypeError as error:
+            what = "a whole number" if kind is operator.index else "a number"
+            raise TypeError(f"{name} must be {what}, got {value!r}") from error
 
     def size(self, num_samples: int) -> int:
         """Number of samples to prune out of ``num_samples``; with ``epsilon``, the most.
@@ -80,6 +99,8 @@ class Budget:
         else:
             size = math.floor(self.max_fraction * num_samples + 1e-9)
             asked = f"max_fraction={self.max_fraction}"
+        if num_samples < 2:
+            raise ValueError(f"a dataset of {num_samples} sample cannot be pruned")
         if not 1 <= size < num_samples:
             raise ValueError(
                 f"{asked} of {num_samples} samples prunes {size}; a selection prunes at least one "

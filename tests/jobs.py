@@ -157,6 +157,34 @@ def different_seeds():
     return {"error": failure(lambda: pruning.on_epoch_end(0, network()))}
 
 
+def different_data():
+    return {"error": failure(lambda: pruner(data(200 - 40 * RANK)).select(network()))}
+
+
+def different_models():
+    model = network()
+    with torch.no_grad():
+        model[4].weight += RANK
+    return {"error": failure(lambda: pruner(data()).select(model))}
+
+
+def different_losses():
+    losses = (
+        {"losses": lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none")} if RANK else {}
+    )
+    return {"error": failure(lambda: pruner(data(), **losses).select(network()))}
+
+
+def refused_on_one_rank():
+    """One rank's sampler serves a loader that drops its last batch, the other's does not."""
+    dataset = data()
+    sampler = InfluencePrunedSampler(dataset)
+    pruning = PruningCallback(sampler, pruner(dataset), warmup_epochs=1)
+    if RANK:
+        sampler.require(200)
+    return {"error": failure(lambda: pruning.on_epoch_end(0, network()))}
+
+
 def plain_ranks():
     """A rank-aware sampler without accelerate: both ranks' indices after pruning."""
     dataset = data(101)

@@ -67,6 +67,19 @@ def test_when_it_prunes_and_how_many_steps_it_plans(
     assert callback.selection is (found[-1] if found else None)
 
 
+def test_a_callback_that_joins_late_selects_at_once(model, few_digits):
+    sampler, callback = make(few_digits, epochs=9)
+    assert callback.on_epoch_end(5, model) is not None
+    assert callback.on_epoch_end(6, model) is None
+    assert len(sampler) == 120
+
+
+def test_an_epsilon_plan_after_resuming(model, few_digits):
+    sampler, callback = make(few_digits, Budget(epsilon=1e9, max_fraction=0.5))
+    sampler.restrict(range(100))
+    assert callback.planned_steps(epochs=4, batch_size=10) == 60
+
+
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("epoch_length", ["shrink", "constant"])
 @pytest.mark.parametrize("replicas", [1, 3])
@@ -164,3 +177,6 @@ def test_plans_without_batches_are_refused(few_digits):
         callback.planned_steps(epochs=3, batch_size=128, drop_last=True)
     with pytest.raises(ValueError, match="must be at least 1"):
         callback.planned_steps(epochs=3, batch_size=0)
+    _, callback = make(few_digits, epochs=7)
+    with pytest.raises(ValueError, match="epochs=6, but the callback was made for epochs=7"):
+        callback.planned_steps(epochs=6, batch_size=16)

@@ -114,6 +114,19 @@ def test_a_concave_loss_is_refused():
         ExactCurvature(damping=0.01).factor(concave)
 
 
+def test_small_damping_beside_large_inputs_is_computed_in_double_precision():
+    torch.manual_seed(0)
+    inputs = 255 * torch.rand(500, 30)
+    outputs, labels = torch.randn(500, 3), torch.arange(500) % 3
+    values, delta, hessian = CrossEntropy().derivatives(outputs, labels)
+    single = SampleGradients(delta, inputs, hessian, values)
+    double = single.map(lambda t: t[0].double())
+    matrix = torch.randn(2, 30, dtype=torch.float64)
+    curvature = ExactCurvature(damping=1e-6)
+    found, expected = (curvature.factor(s).solve(matrix) for s in (single, double))
+    assert (found - expected).norm() <= 1e-3 * expected.norm()
+
+
 def test_kronecker_needs_some_damping():
     measured, _ = samples(*LOSSES["softmax"])
     flat = DenseHessian(torch.zeros(40, 3, 3, dtype=torch.float64))

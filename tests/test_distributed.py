@@ -87,6 +87,25 @@ def test_samplers_that_differ_are_refused_on_all_ranks():
         assert "the samplers differ between rank 0 and ranks [1]" in line["error"]
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("different_data", "the pruners"),
+        ("different_models", "the models"),
+        ("different_losses", "the measurements"),
+    ],
+)
+def test_ranks_that_disagree_are_told_so(name, what):
+    for line in job(name, 2):
+        assert f"{what} differ between rank 0 and ranks [1]" in line["error"]
+
+
+def test_a_sampler_that_refuses_on_one_rank():
+    first, second = job("refused_on_one_rank", 2)
+    assert first["error"].startswith("RuntimeError: rank 1 failed")
+    assert "fewer than the batch of 200" in second["error"]
+
+
 def test_one_process_needs_no_group():
     group = current_group()
     assert isinstance(group, LocalGroup)

@@ -192,13 +192,44 @@ class PerToken(nn.Module):
         return self.head(x.view(-1, 8, 8)).mean(1)
 
 
+class Cosine(nn.Linear):
+    """A subclass that computes something else."""
+
+    def forward(self, x):
+        return 10 * F.linear(F.normalize(x), F.normalize(self.weight))
+
+
+def hooked():
+    model = nn.Sequential(nn.Linear(64, 10))
+    model[0].register_forward_hook(lambda layer, args, output: output * 2)
+    return model
+
+
+class ByName(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.head(input=x)
+
+
+def test_inputs_given_by_name(few_digits):
+    model = ByName()
+    found = HeadGradients(find_head(model, few_digits[:2], LOSS), LOSS)(model, few_digits[:2])
+    assert torch.equal(found.inputs[:, :-1], few_digits[:2][0])
+
+
 @pytest.mark.parametrize(
     ("model", "head", "loss", "error", "message"),
     [
         (Twice(), "head", LOSS, ValueError, "'head' runs more than once"),
         (PerToken(), "head", LOSS, ValueError, r"\(2, 8, 8\), not \(batch, features\)"),
         (TwoHeads(), "middle", LOSS, ValueError, r"no layer 'middle'.*'body', 'left', 'right'"),
-        (nn.Sequential(nn.ReLU()), "0", LOSS, TypeError, "'0' is ReLU, not nn.Linear"),
+        (nn.Sequential(nn.ReLU()), "0", LOSS, TypeError, "'0' is ReLU, which does not compute"),
+        (nn.Sequential(Cosine(64, 10)), "0", LOSS, TypeError, "'0' is Cosine, which does not"),
+        (hooked(), "0", LOSS, ValueError, "'0' does not return its weight times its input"),
+        (TwoHeads(), "left", lambda m, b: m(b[0]).sum().item(), ValueError, "got float"),
         (TwoHeads(), nn.Linear(2, 2), LOSS, ValueError, "no layer Linear"),
         (
             TwoHeads(), "left", lambda m, b: F.cross_entropy(m(b[0]), b[1]),

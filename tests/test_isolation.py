@@ -38,6 +38,27 @@ def test_buffers_are_made_equal_for_the_time_of_scoring(model):
     assert torch.equal(model[1].running_mean, before)
 
 
+class Replaces(nn.Module):
+    """Puts a new tensor in place of its buffer with every pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x):
+        self.count = self.count + 1
+        return x
+
+
+def test_replaced_buffers_come_back():
+    model = Replaces()
+    before = model.count
+    with untouched(model, lambda tensor: None):
+        model(1)
+    assert model.count is before
+    assert float(before) == 0
+
+
 def test_random_states_survive_an_error():
     state = torch.get_rng_state()
     with pytest.raises(KeyError), preserved_random_state():

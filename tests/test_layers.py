@@ -1,6 +1,7 @@
 """A file imports only from the rows before its own."""
 
 import ast
+import re
 from pathlib import Path
 
 import prunesampler
@@ -41,12 +42,11 @@ def test_names_are_sorted_and_there():
 
 def test_nothing_global():
     text = "\n".join(path.read_text() for path in PACKAGE.glob("*.py"))
-    for word in (
-        "manual_seed(0).",
-        "np.random.seed",
-        "random.seed",
-        "print(",
+    for pattern in (
+        r"np\.random\.seed",
+        r"\brandom\.seed",
+        r"\bprint\(",
         "basicConfig",
-        "pickle",
+        "import pickle",
     ):
-        assert word not in text.replace("without pickle", ""), word
+        assert not re.search(pattern, text), pattern

@@ -142,6 +142,13 @@ def test_moving_batches():
         ({"x": np.ones(2)}, {"x": np.zeros(2)}, False),
         ({"x": [1.0, "a"]}, {"x": [1.0, "b"]}, False),
         (float("nan"), float("nan"), True),
+        (torch.tensor([float("nan")]), torch.tensor([float("nan")]), True),
+        (torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bfloat16), True),
+        (torch.ones(2, requires_grad=True), torch.ones(2), True),
+        (torch.ones(2), torch.ones(3), False),
+        (torch.ones(2, dtype=torch.int8), torch.zeros(2, dtype=torch.int8), False),
+        (np.array([np.nan]), np.array([np.nan]), True),
+        (np.array(["a"]), np.array(["b"]), False),
         (object(), object(), True),  # not judged
     ],
 )

@@ -96,12 +96,38 @@ def test_outputs_of_one_number_per_sample():
     [
         (torch.full((12,), 5), r"labels \[5\] are out of range.*5 outputs"),
         (torch.full((12,), -100), r"labels \[-100\] are out of range"),
-        (torch.rand(12), "class labels must be integers.*SquaredError"),
+        (torch.rand(12), r"got torch.float32 of shape \(12,\); for regression.*SquaredError"),
+        (torch.rand(12, 1), r"got torch.float32 of shape \(12, 1\)"),
+        (torch.zeros(12, 1, dtype=torch.int64), r"integers of shape \(12,\).*\(12, 1\)"),
     ],
 )
 def test_wrong_labels_are_named(targets, message):
     with pytest.raises(ValueError, match=message):
         CrossEntropy().derivatives(OUTPUTS, targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_labels_of_any_integer_type(dtype):
+    found = CrossEntropy().derivatives(OUTPUTS, LABELS.to(dtype))
+    assert torch.equal(found.delta, CrossEntropy().derivatives(OUTPUTS, LABELS).delta)
+
+
+def test_probabilities_in_place_of_logits():
+    with pytest.raises(ValueError, match="returns probabilities.*leave out the softmax"):
+        CrossEntropy().values(OUTPUTS.softmax(1), LABELS)
+
+
+def test_which_targets_are_classes():
+    assert torch.equal(CrossEntropy().classes(LABELS), LABELS)
+    assert CrossEntropy().classes(YES_NO) is None
+    assert torch.equal(BinaryCrossEntropy().classes(YES_NO[:, :1]), YES_NO[:, 0].long())
+    assert BinaryCrossEntropy().classes(YES_NO) is None
+    assert SquaredError().classes(LABELS) is None
+
+
+def test_one_output_is_no_classification():
+    with pytest.raises(ValueError, match="at least 2 classes.*BinaryCrossEntropy"):
+        CrossEntropy().values(OUTPUTS[:, :1], LABELS)
 
 
 def test_wrong_shapes_are_named():

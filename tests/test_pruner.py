@@ -204,6 +204,50 @@ def test_wrong_arguments(data, options, error, message):
         pruner(data, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 0.4}, r"budget must be a Budget, such as Budget\(fraction=0.4\), got 0.4"),
+        ({"losses": nn.CrossEntropyLoss()}, "losses must be a function.*CrossEntropyLoss"),
+        ({"losses": F.cross_entropy}, "losses must be a function.*cross_entropy"),
+        ({"losses": BinaryCrossEntropy}, "losses must be a function.*BinaryCrossEntropy"),
+        ({"curvature": ExactCurvature}, "curvature must be an object such as ExactCurvature"),
+        ({"solver": "anneal"}, "solver must be a function.*'anneal'"),
+        ({"labels": ["a", "b", "c", "d"]}, "labels must be whole numbers"),
+    ],
+)
+def test_what_only_looks_like_an_argument(options, message):
+    with pytest.raises(TypeError, match=message):
+        pruner(TensorDataset(X), **options)
+    with pytest.raises(ValueError, match="seed must be a whole number of at least 0, got -1"):
+        pruner(TensorDataset(X), seed=-1)
+
+
+def test_a_model_that_is_none(few_digits):
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module, got OrderedDict"):
+        pruner(few_digits).select(nn.Linear(64, 10).state_dict())
+
+
+def test_integer_regression_targets_are_no_classes(few_digits):
+    x, y = few_digits[:]
+    data = TensorDataset(x, torch.arange(200) * 10**9 - 5)
+    scaled = lambda m, b: SquaredError().values(m(b[0]), b[1] / 1e11)  # noqa: E731
+    network = nn.Sequential(nn.Linear(64, 1))
+    assert len(pruner(data, losses=scaled).select(network).pruned) == 80
+    data = TensorDataset(x, y - 7)
+    assert len(pruner(data, losses=SquaredError()).select(network).pruned) == 80
+
+
+def test_compiled_models_and_inference_mode(model, few_digits):
+    model.eval()
+    expected = pruner(few_digits).select(model).pruned
+    model.compile(backend="eager")
+    model(few_digits[:2][0])
+    assert torch.equal(pruner(few_digits).select(model).pruned, expected)
+    with torch.inference_mode():
+        assert torch.equal(pruner(few_digits).select(model).pruned, expected)
+
+
 def spoiled(data, index, value):
     x, y = (t.clone() for t in data[:])
     x[index] = value
@@ -235,7 +279,7 @@ def test_wrong_models_and_losses_leave_no_trace(model, few_digits):
         with pytest.raises(ValueError, match=message):
             wrong_pruner.select(model)
         assert model.training
-    with pytest.raises(TypeError, match="BatchNorm1d, not nn.Linear"):
+    with pytest.raises(TypeError, match="BatchNorm1d, which does not compute"):
         pruner(few_digits, head="1").select(model)
     with pytest.raises(ValueError, match="meta device"):
         pruner(few_digits).select(nn.Linear(64, 10, device="meta"))

@@ -120,6 +120,29 @@ def test_constant_passes_are_as_long_as_the_dataset():
     assert sorted(drawn[:3]) == sorted(drawn[3:6]) == [2, 4, 6]
 
 
+def test_kept_indices_of_any_kind():
+    for kept in ({3, 1}, (3, 1), range(1, 4, 2), np.array([3, 1]), torch.tensor([3, 1])):
+        sampler = sampler_of(5)
+        sampler.restrict(kept)
+        assert sampler.kept.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_state_saved_with_the_last_partial_batch(workers):
+    def loader():
+        sampler = InfluencePrunedSampler(range(18), seed=3)
+        return StatefulDataLoader(torch.arange(18), 4, sampler=sampler, num_workers=workers)
+
+    first, second = loader(), loader()
+    iterator = iter(first)
+    for _ in range(5):
+        next(iterator)
+    second.load_state_dict(first.state_dict())
+    rest = [batch.tolist() for batch in iterator]
+    assert [batch.tolist() for batch in second] == rest == []
+    assert [batch.tolist() for batch in second] == [batch.tolist() for batch in first]
+
+
 def test_restricting_to_a_selection():
     sampler = sampler_of(5)
     selection = Selection(torch.tensor([0, 3]), 5, 0.0, 0.0, None, Budget(count=2))
@@ -137,7 +160,7 @@ def test_state_restores_the_order():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("stop", [1, 3, 4])
+@pytest.mark.parametrize("stop", [1, 3, 4, 5])
 def test_stateful_loader_resumes_in_the_middle_of_an_epoch(workers, stop):
     def loader():
         sampler = InfluencePrunedSampler(range(30), seed=3)
@@ -232,6 +255,7 @@ def test_wrong_arguments(dataset, options, error, message):
         ([-1, 2], ValueError, "run from -1 to 2"),
         ([2, 2], ValueError, "2 more than once"),
         (torch.tensor([0.5]), TypeError, "torch.float32"),
+        ("all", TypeError, "kept indices must be whole numbers, got 'all'"),
         (torch.ones(5, dtype=torch.bool), TypeError, r"mask.nonzero\(\)"),
         (torch.tensor([[1]]), TypeError, r"shape \(1, 1\)"),
         (

@@ -1,6 +1,7 @@
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -23,10 +24,9 @@ def selection(pruned=(1, 4), n=6, **changes):
         ({"fraction": 0.4, "count": 3}, r"exactly one.*\['fraction', 'count'\]"),
         ({"fraction": 0.0}, "fraction must lie between 0 and 1, got 0.0"),
         ({"fraction": 1.0}, "got 1.0"),
-        ({"fraction": 40}, "got 40; 0.4 prunes 40 %"),
+        ({"fraction": 40}, "got 40.0; 0.4 prunes 40 %"),
         ({"fraction": float("nan")}, "got nan"),
         ({"count": 0}, "count must be a whole number of at least 1, got 0"),
-        ({"count": 2.5}, "got 2.5"),
         ({"epsilon": -0.1}, "epsilon must be zero or more and finite, got -0.1"),
         ({"epsilon": float("nan")}, "got nan"),
         ({"epsilon": 1.0, "max_fraction": 1.0}, "max_fraction must lie between 0 and 1, got 1.0"),
@@ -35,6 +35,28 @@ def selection(pruned=(1, 4), n=6, **changes):
 )
 def test_wrong_budgets(arguments, message):
     with pytest.raises(ValueError, match=message):
+        Budget(**arguments)
+
+
+def test_numbers_of_numpy_and_torch_become_pythons_own():
+    budget = Budget(fraction=np.float32(0.5), min_per_class=np.int64(2))
+    assert type(budget.fraction) is float
+    assert type(budget.min_per_class) is int
+    assert type(Budget(epsilon=torch.tensor(0.5)).epsilon) is float
+    assert type(Budget(count=np.int64(5)).count) is int
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"count": 2.5}, "count must be a whole number, got 2.5"),
+        ({"fraction": "0.4"}, "fraction must be a number, got '0.4'"),
+        ({"fraction": True}, "fraction must be a number, got True"),
+        ({"epsilon": [1]}, "epsilon must be a number"),
+    ],
+)
+def test_what_is_no_number(arguments, message):
+    with pytest.raises(TypeError, match=message):
         Budget(**arguments)
 
 
