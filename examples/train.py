@@ -168,7 +168,7 @@ class Run:
             self.optimizer.step()
             self.schedule.step()
             self.optimizer.zero_grad()
-            total += float(loss)
+            total += loss.item()
             self.progress.steps += 1
         self.progress.samples += len(self.sampler)
         return total / len(self.loader)
@@ -199,15 +199,20 @@ class Run:
     def _load(self) -> None:
         """Go on from the last checkpoint, or start anew without the old ones."""
         if self.accelerator.is_main_process:
-            stale = [] if self.options.resume else self.folder.glob("epoch-*")
-            for folder in (self.folder / "partial", *stale):
-                shutil.rmtree(folder, ignore_errors=True)
+            if not self.options.resume:
+                drop_checkpoints(self.folder)
+            shutil.rmtree(self.folder / "partial", ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
         self.accelerator.wait_for_everyone()
         checkpoints = sorted(self.folder.glob("epoch-*"))
         if checkpoints:
             self.accelerator.load_state(str(checkpoints[-1]))
             self.accelerator.print(f"resumed {self.method} after epoch {self.progress.epoch}")
+
+
+def drop_checkpoints(folder: Path) -> None:
+    for checkpoint in folder.glob("epoch-*"):
+        shutil.rmtree(checkpoint)
 
 
 def load_images(options: argparse.Namespace) -> Images:
@@ -271,6 +276,9 @@ def earlier_results(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         raise SystemExit(f"{file} is of another run: {saved['settings']}; resume with its options")
     same = saved["settings"] == settings
     results = saved["results"] if same else {}
+    if not same and int(os.environ.get("RANK", "0")) == 0:
+        for method in METHODS:  # checkpoints of other settings must not be resumed
+            drop_checkpoints(options.output_dir / method)
     if not options.resume:
         results = {m: row for m, row in results.items() if options.only not in (m, None)}
     write(options, results)

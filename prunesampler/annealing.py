@@ -7,7 +7,6 @@ simulated annealing; the schedule is ours.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -101,7 +100,8 @@ def anneal(
     def minimise(size: int, progress: Progress | None) -> Tensor:
         order = search.start(size, seed)
         kept = search.kept_per_class(order, size)
-        best, best_square = order[: size if len(order) <= SMALL else 0].copy(), math.inf
+        best = order[: size if len(order) <= SMALL else 0].copy()
+        best_square = float(search.state(order[:size]).square().sum())
         random_state = np.array([seed], dtype=np.uint64)
         for block in range(BLOCKS):
             if block % REFRESH == 0:  # the running float32 sum drifts

@@ -28,7 +28,7 @@ class PruningCallback:
 
     Call `on_epoch_end` at the end of every epoch, on every process. What happens depends on the
     epoch's number, so a resumed run needs no state of the callback, only the sampler's. If a run is
-    past its warm-up and nothing was selected yet, the first call selects.
+    past its warm-up and nothing is pruned yet, the first call selects.
 
     Under accelerate call ``loader.set_epoch(epoch)`` before each epoch of a resumed run: a new
     prepared loader counts its passes from 0 and would repeat the order of the first ones.
@@ -191,6 +191,8 @@ class PruningCallback:
         n, budget = self.sampler.num_samples, self.pruner.budget
         if budget.epsilon is None:
             return n - budget.size(n)
+        if self.selection is not None:
+            return n - len(self.selection.pruned)
         if len(self.sampler.kept) < n:
             return len(self.sampler.kept)
         warnings.warn(
@@ -229,13 +231,13 @@ class PruningCallback:
 def summary(epoch: int, selection: Selection, seconds: float, epoch_seconds: float | None) -> str:
     """The line that tells of a selection; seconds are of selecting, and of the epoch before it."""
     kept = selection.num_samples - len(selection.pruned)
-    timing = selection.metadata
-    scoring, solving = timing["scoring_seconds"], timing["solving_seconds"]
+    facts = selection.metadata
+    scoring, solving = facts["scoring_seconds"], facts["solving_seconds"]
     ratio = "" if not epoch_seconds else f" = {seconds / epoch_seconds:.2f} of the last epoch"
     bound = "" if selection.bound is None else f", bound if convex {selection.bound:.3g}"
     return (
         f"prunesampler: after epoch {epoch} measured {selection.num_samples} samples, kept {kept} "
-        f"({kept / selection.num_samples:.1%}); predicted shift {selection.shift:.3g} first order, "
-        f"{selection.newton_shift:.3g} Newton (random set {timing['random_shift']:.3g}){bound}; {seconds:.1f} s (scoring {scoring:.1f}, "
+        f"({kept / selection.num_samples:.1%}); predicted shift ({facts['curvature']}) {selection.shift:.3g} first order, "
+        f"{selection.newton_shift:.3g} Newton (random set {facts['random_shift']:.3g}){bound}; {seconds:.1f} s (scoring {scoring:.1f}, "
         f"solving {solving:.1f}){ratio}"
     )

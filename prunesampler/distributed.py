@@ -132,8 +132,8 @@ class ProcessGroup:
         if len(set(values)) > 1:
             odd = [rank for rank, value in enumerate(values) if value != values[0]]
             raise RuntimeError(
-                f"{what} differ between rank 0 and ranks {odd}; training would hang or use samples "
-                "twice: build sampler and pruner with the same arguments on every rank"
+                f"{what} differ between rank 0 and ranks {odd}, so training would hang or use "
+                "samples twice; build and load them with the same arguments on every rank"
             )
 
 

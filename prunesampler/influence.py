@@ -65,13 +65,6 @@ class RankOne:
             total += chunk.left.double().T @ chunk.right.double()
         return total
 
-    def dot(self, matrix: Tensor) -> Tensor:
-        """Inner product of every matrix with one of shape (K, D); returns (n,) in float64."""
-        parts = [
-            ((c.left.double() @ matrix.double()) * c.right.double()).sum(1) for c in self.chunks()
-        ]
-        return torch.cat(parts)
-
     def norms(self) -> Tensor:
         """Frobenius norm of every matrix, shape (n,): the product of the factors' norms."""
         return torch.cat(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import random
 from collections.abc import Callable, Iterator
@@ -51,15 +52,14 @@ def model_device(model: nn.Module) -> torch.device:
 
 
 def fingerprint(model: nn.Module) -> bytes:
-    """Names, shapes, types and largest entries of all parameters: equal for equal models.
-
-    The largest entry does not depend on the order of computation, as a sum would.
-    """
-    facts = [
-        (name, tuple(p.shape), str(p.dtype), float(p.detach().abs().max()) if p.numel() else 0.0)
-        for name, p in model.named_parameters()
-    ]
-    return repr([*facts, *((name, tuple(b.shape)) for name, b in model.named_buffers())]).encode()
+    """A hash of all parameters, and of the names and shapes of the buffers."""
+    digest = hashlib.blake2b()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        flat = parameter.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    digest.update(repr([(name, tuple(b.shape)) for name, b in model.named_buffers()]).encode())
+    return digest.digest()
 
 
 @contextmanager
@@ -74,12 +74,8 @@ def untouched(model: nn.Module, broadcast: Callable[[Tensor], None]) -> Iterator
             ranks until the next forward pass, and would give every rank other scores.
     """
     modules = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+    registered = [(module, dict(module._buffers)) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     with preserved_random_state(), eager(model), torch.inference_mode(False):
         try:
             for module, _ in modules:
@@ -90,8 +86,10 @@ def untouched(model: nn.Module, broadcast: Callable[[Tensor], None]) -> Iterator
         finally:
             for module, training in modules:
                 module.training = training
-            for module, name, buffer, before in buffers:
-                module._buffers[name] = buffer  # the forward pass may have put another one there
+            for module, names in registered:  # the forward pass may have put others there
+                module._buffers.clear()
+                module._buffers.update(names)
+            for buffer, before in buffers:
                 if not torch.equal(buffer, before):
                     buffer.detach().copy_(before)
 

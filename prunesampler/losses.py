@@ -106,7 +106,8 @@ class _OutputLoss:
 class CrossEntropy(_OutputLoss):
     """Softmax cross-entropy, as ``torch.nn.CrossEntropyLoss`` with ``reduction="none"``.
 
-    Targets are class indices, shape (b,), or class probabilities, shape (b, C).
+    Targets are class indices, shape (b,), or class probabilities, shape (b, C). The objective is the
+    mean of these losses over samples; torch's own mean divides by the sum of class weights instead.
 
     Args:
         weight: class weights, shape (C,).
@@ -122,7 +123,9 @@ class CrossEntropy(_OutputLoss):
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of every sample, shape (b,)."""
-        targets = _checked_classes(outputs, targets)
+        return self._values(outputs, _checked_classes(outputs, targets))
+
+    def _values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         weight = None if self.weight is None else self.weight.to(outputs)
         return F.cross_entropy(
             outputs, targets, weight, reduction="none", label_smoothing=self.label_smoothing
@@ -137,7 +140,8 @@ class CrossEntropy(_OutputLoss):
         Raises:
             ValueError: when a label is not a class of the output.
         """
-        values, targets = self.values(outputs, targets), _checked_classes(outputs, targets)
+        targets = _checked_classes(outputs, targets)
+        values = self._values(outputs, targets)
         classes = outputs.shape[1]
         target = F.one_hot(targets, classes) if targets.dim() == 1 else targets
         target = target.to(outputs)
@@ -215,7 +219,12 @@ def _checked_classes(outputs: Tensor, targets: Tensor) -> Tensor:
             "cross-entropy takes outputs of shape (batch, classes) with at least 2 classes, got "
             f"{tuple(outputs.shape)}; pass losses= for another task, BinaryCrossEntropy() for one output"
         )
-    if (outputs >= 0).all() and torch.allclose(outputs.sum(1), outputs.new_ones(()), atol=1e-3):
+    # One row of logits may sum to 1 by chance.
+    if (
+        len(outputs) > 1
+        and (outputs >= 0).all()
+        and torch.allclose(outputs.sum(1), outputs.new_ones(()), atol=1e-3)
+    ):
         raise ValueError(
             "the model returns probabilities (every row sums to 1), but cross-entropy takes logits; "
             "leave out the softmax, or pass losses= with your own loss"

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from prunesampler.annealing import anneal
 from prunesampler.certificate import convex_bound, newton_shift, random_shift
+from prunesampler.checks import checked_labels, dataset_size, whole_number
 from prunesampler.curvature import Curvature, ExactCurvature
 from prunesampler.distributed import Group, current_group, together
 from prunesampler.gradients import GradientSource, HeadGradients, Losses, find_head
@@ -23,7 +24,6 @@ from prunesampler.influence import Influence
 from prunesampler.isolation import fingerprint, model_device, untouched, unwrap
 from prunesampler.loaders import Grid, same_item, scoring_loader, to_device
 from prunesampler.losses import CrossEntropy
-from prunesampler.sampler import dataset_size, whole_number
 from prunesampler.samples import SampleGradients
 from prunesampler.selection import Budget, Selection, complement
 from prunesampler.solvers import Progress, Solver
@@ -84,7 +84,7 @@ class InfluencePruner:
         _check_objects(budget, losses, curvature, solver)
         budget.size(self.num_samples)
         self.budget = budget
-        self._labels = None if labels is None else _checked_labels(labels, self.num_samples)
+        self._labels = None if labels is None else checked_labels(labels, self.num_samples)
         self._dataset, self._head, self._gradients = score_dataset, head, gradients
         self._losses: Losses = CrossEntropy() if losses is None else losses
         self._curvature: Curvature = ExactCurvature() if curvature is None else curvature
@@ -116,7 +116,8 @@ class InfluencePruner:
         model = unwrap(model)
         started = time.perf_counter()
         device = together(group, lambda: model_device(model))
-        group.check_equal("the models", fingerprint(model))
+        if group.size > 1:
+            group.check_equal("the models", together(group, lambda: fingerprint(model)))
         group.check_equal("the pruners", repr(self._settings()).encode())
         with untouched(model, group.broadcast):
             mine = together(group, lambda: self._measure(model, device, group))
@@ -232,7 +233,7 @@ class InfluencePruner:
                 warnings.warn(
                     f"score_dataset gives another item {index} each time it is read; scores would "
                     "be of one random augmentation: give it the evaluation transform",
-                    stacklevel=4,
+                    stacklevel=6,
                 )
                 return
 
@@ -265,21 +266,6 @@ def _check_objects(budget: object, losses: object, curvature: object, solver: ob
         raise TypeError(f"curvature must be an object such as ExactCurvature(), got {curvature!r}")
     if solver is not None and not callable(solver):
         raise TypeError(f"solver must be a function such as prunesampler.anneal, got {solver!r}")
-
-
-def _checked_labels(labels: Tensor | Sequence[int], num_samples: int) -> Tensor:
-    try:
-        tensor = torch.as_tensor(labels)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            "labels must be whole numbers, one per sample: number the classes"
-        ) from error
-    if tensor.shape != (num_samples,) or tensor.is_floating_point() or (tensor < 0).any():
-        raise ValueError(
-            f"labels must be {num_samples} whole numbers from 0, one per sample, got "
-            f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-        )
-    return tensor.to("cpu", torch.int64)
 
 
 def _check_measured(part: SampleGradients, indices: list[int]) -> None:

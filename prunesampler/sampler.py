@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, Sampler
+from torch.utils.data import Sampler
 
+from prunesampler.checks import checked_indices, dataset_size, whole_number
 from prunesampler.selection import Selection
 
 STATE_VERSION = 1
@@ -73,6 +74,7 @@ class InfluencePrunedSampler(Sampler[int]):
         self._shuffle = shuffle
         self._uneven = uneven
         self._kept = torch.arange(self.num_samples)
+        self.check_size(self.num_samples)
 
     @property
     def kept(self) -> Tensor:
@@ -98,7 +100,7 @@ class InfluencePrunedSampler(Sampler[int]):
                 )
             kept = selection.kept
         else:
-            kept = _checked_indices(selection, self.num_samples)
+            kept = checked_indices(selection, self.num_samples)
         self.check_size(len(kept))
         self._kept = kept
 
@@ -180,7 +182,7 @@ class InfluencePrunedSampler(Sampler[int]):
                 f"the state is of a dataset of {state['n']} samples, this one has "
                 f"{self.num_samples}; resume with the dataset of the checkpoint"
             )
-        kept = _checked_indices(state["kept"], self.num_samples)
+        kept = checked_indices(state["kept"], self.num_samples)
         seed, epoch = whole_number("seed", state["seed"]), whole_number("epoch", state["epoch"])
         self.check_size(len(kept))
         self._seed, self.epoch, self._kept = seed, epoch, kept
@@ -193,6 +195,11 @@ class InfluencePrunedSampler(Sampler[int]):
         """
         if kept == 0:
             raise ValueError("no sample would be kept; an epoch would be empty: keep at least one")
+        if self.length(kept) == 0:
+            raise ValueError(
+                f"{kept} samples on num_replicas={self.num_replicas} with uneven='drop' leave every "
+                "rank without any; keep more, or use uneven='pad'"
+            )
         if self.length(kept) < self._min_kept:
             raise ValueError(
                 f"{kept} kept samples make {self.length(kept)} a rank, fewer than the batch of "
@@ -247,6 +254,9 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
         Raises:
             ValueError: when the position belongs to a pass of another length or epoch.
         """
+        missing = {"epoch", "position", "length"} - set(state)
+        if missing or not 0 <= state["position"] <= state["length"]:
+            raise ValueError(f"not a position within a pass: {dict(state)!r}")
         over = state["position"] == state["length"] and state["epoch"] == self._epoch - 1
         same = (state["epoch"], state["length"]) == (self._epoch, self._total)
         if not (over or same):
@@ -263,59 +273,5 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
             self._counted.clear()
 
 
-def dataset_size(dataset: Any) -> int:
-    """Number of samples of a map-style dataset.
-
-    Raises:
-        TypeError: for anything else: an iterable dataset, a loader.
-        ValueError: for an empty dataset.
-    """
-    indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    if isinstance(dataset, IterableDataset) or not indexed:
-        raise TypeError(
-            f"{type(dataset).__name__} is not a map-style dataset (with __len__ and __getitem__), so "
-            "it has no indices to choose from; pass the dataset itself, not a loader or a stream"
-        )
-    if len(dataset) == 0:
-        raise ValueError(f"the {type(dataset).__name__} is empty; there is nothing to choose from")
-    return len(dataset)
-
-
 def _remaining(indices: Iterator[int]) -> int:
     return indices.__length_hint__()  # type: ignore[attr-defined, no-any-return]
-
-
-def whole_number(name: str, value: Any) -> int:
-    """The value as an int.
-
-    Raises:
-        ValueError: when it is not a whole number of at least 0.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-        raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
-    return int(value)
-
-
-def _checked_indices(indices: Tensor | Sequence[int], num_samples: int) -> Tensor:
-    """Indices as an ascending int64 tensor on the CPU."""
-    try:
-        tensor = torch.as_tensor(indices if hasattr(indices, "__array__") else list(indices))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"kept indices must be whole numbers, got {indices!r}") from error
-    if tensor.numel() == 0:
-        return torch.zeros(0, dtype=torch.int64)
-    if tensor.dim() != 1 or tensor.is_floating_point() or tensor.dtype == torch.bool:
-        raise TypeError(
-            f"kept indices must be whole numbers of shape (k,), got {tensor.dtype} of shape "
-            f"{tuple(tensor.shape)}; turn a mask into indices with mask.nonzero().flatten()"
-        )
-    ascending = tensor.to("cpu", torch.int64).sort().values
-    if ascending[0] < 0 or ascending[-1] >= num_samples:
-        raise ValueError(
-            f"kept indices run from {ascending[0]} to {ascending[-1]}, but the dataset has indices "
-            f"0 to {num_samples - 1}"
-        )
-    repeated = ascending[1:][ascending.diff() == 0]
-    if len(repeated):
-        raise ValueError(f"kept indices hold {repeated[0]} more than once; give each index once")
-    return ascending

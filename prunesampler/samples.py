@@ -68,12 +68,8 @@ class SoftmaxHessian:
 
 
 @dataclass(frozen=True)
-class DiagonalHessian:
-    """``diag(values_i)``, for losses that treat the outputs apart.
-
-    Args:
-        values: shape (n, C).
-    """
+class _FullHessian:
+    """A Hessian that may have curvature in every direction, so its basis is the identity."""
 
     values: Tensor
 
@@ -81,6 +77,19 @@ class DiagonalHessian:
     def tensors(self) -> dict[str, Tensor]:
         """The one argument."""
         return {"values": self.values}
+
+    def basis(self) -> Tensor:
+        """The identity, shape (C, C)."""
+        return torch.eye(self.values.shape[1], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class DiagonalHessian(_FullHessian):
+    """``diag(values_i)``, for losses that treat the outputs apart.
+
+    Args:
+        values: shape (n, C).
+    """
 
     def dense(self, basis: Tensor) -> Tensor:
         """Shape (n, K, K); see :class:`OutputHessian`."""
@@ -91,25 +100,14 @@ class DiagonalHessian:
         """Shape (C, C); see :class:`OutputHessian`."""
         return torch.diag(self.values.double().sum(0))
 
-    def basis(self) -> Tensor:
-        """The identity, shape (C, C)."""
-        return torch.eye(self.values.shape[1], dtype=torch.float64)
-
 
 @dataclass(frozen=True)
-class DenseHessian:
+class DenseHessian(_FullHessian):
     """Any symmetric matrices, from automatic differentiation.
 
     Args:
         values: shape (n, C, C).
     """
-
-    values: Tensor
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The one argument."""
-        return {"values": self.values}
 
     def dense(self, basis: Tensor) -> Tensor:
         """Shape (n, K, K); see :class:`OutputHessian`."""
@@ -119,10 +117,6 @@ class DenseHessian:
     def total(self) -> Tensor:
         """Shape (C, C); see :class:`OutputHessian`."""
         return self.values.double().sum(0)
-
-    def basis(self) -> Tensor:
-        """The identity, shape (C, C)."""
-        return torch.eye(self.values.shape[1], dtype=torch.float64)
 
 
 def helmert(size: int) -> Tensor:
@@ -143,7 +137,7 @@ def helmert(size: int) -> Tensor:
 class SampleGradients:
     """Everything about the scored layer that n samples have, and nothing else.
 
-    Memory: ``4 n (2 C + D)`` bytes with cross-entropy in float32.
+    Memory: ``4 n (2 C + D + 4)`` bytes with cross-entropy in float32.
 
     Args:
         delta: gradient of each loss by the layer's outputs, shape (n, C).

@@ -36,6 +36,10 @@ class Solution(NamedTuple):
     norm: float
 
 
+Minimise = Callable[[int, Progress | None], Tensor]
+"""From a size to the indices of a set of that size with a small shift, ascending."""
+
+
 class Solver(Protocol):
     """What the pruner calls."""
 
@@ -91,15 +95,16 @@ def exhaustive(
             progress(1, 1)
         return sets[values.argmin()]
 
-    return solve_by_size(influence, budget, labels, minimise, progress)
+    return solve_by_size(influence, budget, labels, minimise, progress, every_size)
 
 
 def solve_by_size(
     influence: Influence,
     budget: Budget,
     labels: Tensor | None,
-    minimise: Callable[[int, Progress | None], Tensor],
+    minimise: Minimise,
     progress: Progress | None,
+    largest: Largest | None = None,
 ) -> Solution:
     """Solve either problem with a function that finds a set of a given size with a small shift.
 
@@ -107,8 +112,9 @@ def solve_by_size(
         influence: of n samples.
         budget: how much to prune.
         labels: classes, int64, shape (n,), for the budget's floors.
-        minimise: from a size to the indices to prune, ascending.
+        minimise: see :data:`Minimise`.
         progress: see :data:`Progress`.
+        largest: how to find the largest size within epsilon; default bisection.
 
     Raises:
         ValueError: when the floors leave too few samples to prune.
@@ -124,17 +130,21 @@ def solve_by_size(
             )
         pruned = minimise(size, progress)
         return Solution(pruned, influence.shift_norm(pruned))
-    return _largest(influence, min(size, free), budget.epsilon, minimise, progress)
+    find = bisect_size if largest is None else largest
+    return find(influence, min(size, free), budget.epsilon, minimise, progress)
 
 
-def _largest(
+def bisect_size(
     influence: Influence,
     cap: int,
     epsilon: float,
-    minimise: Callable[[int, Progress | None], Tensor],
+    minimise: Minimise,
     progress: Progress | None,
 ) -> Solution:
-    """Bisect the size: the largest set found whose shift stays within epsilon, maybe empty."""
+    """Bisect the size: the largest set found whose shift stays within epsilon, maybe empty.
+
+    The smallest shift mostly grows with the size, not always; a larger set may be missed.
+    """
     best = Solution(torch.zeros(0, dtype=torch.int64), 0.0)
     low, high, size = 0, cap, cap
     rounds, done = cap.bit_length() + 1, 0
@@ -152,3 +162,23 @@ def _largest(
     if progress:
         progress(rounds, rounds)
     return best
+
+
+def every_size(
+    influence: Influence,
+    cap: int,
+    epsilon: float,
+    minimise: Minimise,
+    progress: Progress | None,
+) -> Solution:
+    """Try every size from the largest down: exact if ``minimise`` is."""
+    for size in range(cap, 0, -1):
+        pruned = minimise(size, progress)
+        norm = influence.shift_norm(pruned)
+        if norm <= epsilon:
+            return Solution(pruned, norm)
+    return Solution(torch.zeros(0, dtype=torch.int64), 0.0)
+
+
+Largest = Callable[[Influence, int, float, Minimise, Progress | None], Solution]
+"""How to find the largest size within epsilon: `bisect_size` or `every_size`."""

@@ -74,6 +74,23 @@ def test_a_callback_that_joins_late_selects_at_once(model, few_digits):
     assert len(sampler) == 120
 
 
+def test_an_epsilon_plan_after_a_selection_that_prunes_nothing(model, few_digits):
+    sampler, callback = make(few_digits, Budget(epsilon=0.0))
+    run(callback, sampler, model, few_digits, 3)
+    assert callback.planned_steps(epochs=4, batch_size=10) == 80
+
+
+def test_resuming_with_refresh_and_last_epochs_on_all_data(model, few_digits):
+    options = {"refresh_every": 2, "final_full_epochs": 2, "epochs": 8}
+    sampler, callback = make(few_digits, **options)
+    run(callback, sampler, model, few_digits, 3)
+    resumed, again = make(few_digits, **options)
+    resumed.load_state_dict(sampler.state_dict())
+    selected = [again.on_epoch_end(epoch, model) is not None for epoch in (3, 4, 5, 6, 7)]
+    assert selected == [True, False, False, False, False]
+    assert len(resumed) == 200
+
+
 def test_an_epsilon_plan_after_resuming(model, few_digits):
     sampler, callback = make(few_digits, Budget(epsilon=1e9, max_fraction=0.5))
     sampler.restrict(range(100))

@@ -8,7 +8,6 @@ from torch.utils.data import TensorDataset
 from prunesampler import Budget, ExactCurvature, IdentityCurvature, InfluencePruner, SquaredError
 from prunesampler.certificate import random_shift
 from prunesampler.influence import Influence
-from prunesampler.selection import complement
 
 
 def ridge(x, y, penalty):
@@ -96,4 +95,3 @@ def test_random_shift_is_the_mean_over_random_sets():
     total = float((vectors - vectors.mean(0)).square().sum())
     expected = 400 / 240 * (160 * 240 / (400 * 399) * total) ** 0.5
     assert random_shift(influence, 160, 0, draws=200) == pytest.approx(expected, rel=0.1)
-    assert len(complement(torch.arange(160), 400)) == 240

@@ -107,6 +107,8 @@ def test_one_method_at_a_time_and_no_mixing_of_options(tmp_path):
     assert list(train(tmp_path, "--only=random")) == ["all", "random"]
     with pytest.raises(AssertionError, match="is of another run"):
         train(tmp_path, "--only=all", "--resume", "--lr=0.5")
+    train(tmp_path, "--only=random", "--lr=0.5")
+    assert not list((tmp_path / "all").glob("epoch-*"))
 
 
 def test_a_missing_folder_says_where_to_put_the_images(tmp_path):

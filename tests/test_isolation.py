@@ -44,9 +44,11 @@ class Replaces(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("count", torch.zeros(1))
+        self.register_buffer("cache", None)
 
     def forward(self, x):
         self.count = self.count + 1
+        self.cache = torch.ones(3)
         return x
 
 
@@ -56,6 +58,7 @@ def test_replaced_buffers_come_back():
     with untouched(model, lambda tensor: None):
         model(1)
     assert model.count is before
+    assert model.cache is None
     assert float(before) == 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import prunesampler
 
 ROWS = [
-    {"influence", "selection", "metropolis"},
+    {"influence", "selection", "metropolis", "checks"},
     {"samples", "solvers"},
     {"losses", "curvature", "annealing"},
     {"certificate"},

@@ -117,6 +117,11 @@ def test_probabilities_in_place_of_logits():
         CrossEntropy().values(OUTPUTS.softmax(1), LABELS)
 
 
+def test_one_row_of_logits_may_sum_to_one():
+    row = torch.tensor([[0.2, 0.8]])
+    assert CrossEntropy().derivatives(row, torch.tensor([0])).delta.shape == (1, 2)
+
+
 def test_which_targets_are_classes():
     assert torch.equal(CrossEntropy().classes(LABELS), LABELS)
     assert CrossEntropy().classes(YES_NO) is None

@@ -168,6 +168,24 @@ def test_a_gradient_source_of_ones_own(model, few_digits):
     assert selection.metadata["parameters"] == 16 * 65
 
 
+def test_without_centring_nothing_is_proved(model, few_digits):
+    literal = pruner(few_digits, center=False, curvature=ExactCurvature(damping=0.01)).select(model)
+    centred = pruner(few_digits, curvature=ExactCurvature(damping=0.01)).select(model)
+    assert literal.bound is None
+    assert centred.bound >= centred.newton_shift
+    assert literal.shift != pytest.approx(centred.shift, rel=0.05)
+
+
+def test_a_collate_function_of_ones_own(model, few_digits):
+    def collate(items):
+        xs, ys = zip(*items, strict=True)
+        return {"inputs": torch.stack(xs), "labels": torch.tensor(ys)}
+
+    plain = pruner(few_digits).select(model)
+    own = pruner(few_digits, collate_fn=collate).select(TakesKeywords(model))
+    assert torch.equal(own.pruned, plain.pruned)
+
+
 def test_progress_bars_can_be_silenced(model, few_digits, capsys):
     pruner(few_digits).select(model)
     assert capsys.readouterr() == ("", "")

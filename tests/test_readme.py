@@ -18,6 +18,11 @@ def test_the_diff_is_that_of_the_custom_loop():
     assert lines_of("-") == old
 
 
+def test_no_placeholder_is_left():
+    for text in (README, (ROOT / "examples" / "benchmarks" / "README.md").read_text()):
+        assert not re.search(r"^\s*[A-Z]+_[A-Z]+$", text, re.M)
+
+
 def test_ci_runs_the_two_commands():
     commands = [line.strip() for line in README.splitlines() if line.startswith("    pip install")]
     ci = (ROOT / ".ci" / "run").read_text()

@@ -193,6 +193,9 @@ def test_a_position_of_another_pass_is_refused():
     next(iterator)
     with pytest.raises(ValueError, match="position 0 lies behind"):
         iterator.load_state_dict(state)
+    for wrong in ({"epoch": 0}, {"epoch": 0, "position": 99, "length": 10}):
+        with pytest.raises(ValueError, match="not a position within a pass"):
+            iter(sampler_of(10)).load_state_dict(wrong)
 
 
 GOOD = sampler_of(10, range(5)).state_dict()
@@ -239,6 +242,12 @@ class NoLength:
         (range(5), {"num_replicas": 0}, ValueError, "num_replicas=0"),
         (range(5), {"uneven": "both"}, ValueError, "'pad' or 'drop', got 'both'"),
         (range(5), {"epoch_length": "long"}, ValueError, "'shrink' or 'constant', got 'long'"),
+        (
+            range(2),
+            {"num_replicas": 3, "uneven": "drop"},
+            ValueError,
+            "2 samples on num_replicas=3",
+        ),
         (range(5), {"seed": -1}, ValueError, "seed must be a whole number.*-1"),
     ],
 )

@@ -1,0 +1,91 @@
+"""Checks of what users pass in, shared by the classes they pass it to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+
+def dataset_size(dataset: Any) -> int:
+    """Number of samples of a map-style dataset.
+
+    Raises:
+        TypeError: for anything else: an iterable dataset, a loader.
+        ValueError: for an empty dataset.
+    """
+    indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if isinstance(dataset, IterableDataset) or not indexed:
+        raise TypeError(
+            f"{type(dataset).__name__} is not a map-style dataset (with __len__ and __getitem__), so "
+            "it has no indices to choose from; pass the dataset itself, not a loader or a stream"
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"the {type(dataset).__name__} is empty; there is nothing to choose from")
+    return len(dataset)
+
+
+def whole_number(name: str, value: Any) -> int:
+    """The value as an int.
+
+    Raises:
+        ValueError: when it is not a whole number of at least 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
+    return int(value)
+
+
+def checked_indices(indices: Tensor | Sequence[int], num_samples: int) -> Tensor:
+    """Indices as an ascending int64 tensor on the CPU.
+
+    Raises:
+        TypeError: when they are not whole numbers.
+        ValueError: when one is out of range or there twice.
+    """
+    try:
+        tensor = torch.as_tensor(indices if hasattr(indices, "__array__") else list(indices))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"kept indices must be whole numbers, got {indices!r}") from error
+    if tensor.numel() == 0:
+        return torch.zeros(0, dtype=torch.int64)
+    if tensor.dim() != 1 or tensor.is_floating_point() or tensor.dtype == torch.bool:
+        raise TypeError(
+            f"kept indices must be whole numbers of shape (k,), got {tensor.dtype} of shape "
+            f"{tuple(tensor.shape)}; turn a mask into indices with mask.nonzero().flatten()"
+        )
+    ascending = tensor.to("cpu", torch.int64).sort().values
+    if ascending[0] < 0 or ascending[-1] >= num_samples:
+        raise ValueError(
+            f"kept indices run from {ascending[0]} to {ascending[-1]}, but the dataset has indices "
+            f"0 to {num_samples - 1}"
+        )
+    repeated = ascending[1:][ascending.diff() == 0]
+    if len(repeated):
+        raise ValueError(f"kept indices hold {repeated[0]} more than once; give each index once")
+    return ascending
+
+
+def checked_labels(labels: Tensor | Sequence[int], num_samples: int) -> Tensor:
+    """Labels as int64 on the CPU, one per sample.
+
+    Raises:
+        TypeError: when they are no numbers.
+        ValueError: when there is not one whole number of at least 0 per sample.
+    """
+    try:
+        tensor = torch.as_tensor(labels)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            "labels must be whole numbers, one per sample: number the classes"
+        ) from error
+    if tensor.shape != (num_samples,) or tensor.is_floating_point() or (tensor < 0).any():
+        raise ValueError(
+            f"labels must be {num_samples} whole numbers from 0, one per sample, got "
+            f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+        )
+    return tensor.to("cpu", torch.int64)
