@@ -160,6 +160,7 @@ def exchange(
         rng = np.random.default_rng(seed)
         width = min(batch, size, len(order) - size)
         rounds = max(1, moves // batch)
+        every = max(1, rounds // 100)
         per_pass = min(size, len(order) - size) // width
         for number in range(rounds):
             place = number % per_pass
@@ -176,7 +177,7 @@ def exchange(
             swapped = np.where(accepted, order[into], order[out])
             order[into] = np.where(accepted, order[out], order[into])
             order[out] = swapped
-            if progress and (number + 1) % max(1, rounds // 100) == 0:
+            if progress and ((number + 1) % every == 0 or number + 1 == rounds):
                 progress(number + 1, rounds)
         return _ascending(order[:size])
 
@@ -215,7 +216,7 @@ def _exchange_round(
         swaps.cpu().numpy(),
         float(state.double().square().sum()),
         search.labels[out], search.labels[into], kept, search.floors,
-        temperatures[:width], rng.random(width),
+        temperatures, rng.random(width),
     )  # fmt: skip
     sign = torch.from_numpy(np.concatenate([accepted, accepted])).to(left)
     sign[width:] *= -1

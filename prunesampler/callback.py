@@ -237,7 +237,8 @@ def summary(epoch: int, selection: Selection, seconds: float, epoch_seconds: flo
     bound = "" if selection.bound is None else f", bound if convex {selection.bound:.3g}"
     return (
         f"prunesampler: after epoch {epoch} measured {selection.num_samples} samples, kept {kept} "
-        f"({kept / selection.num_samples:.1%}); predicted shift ({facts['curvature']}) {selection.shift:.3g} first order, "
-        f"{selection.newton_shift:.3g} Newton (random set {facts['random_shift']:.3g}){bound}; {seconds:.1f} s (scoring {scoring:.1f}, "
-        f"solving {solving:.1f}){ratio}"
+        f"({kept / selection.num_samples:.1%}); predicted shift ({facts['curvature']}) "
+        f"{selection.shift:.3g} first order, {selection.newton_shift:.3g} Newton "
+        f"(random set {facts['random_shift']:.3g}){bound}; "
+        f"{seconds:.1f} s (scoring {scoring:.1f}, solving {solving:.1f}){ratio}"
     )

@@ -31,20 +31,20 @@ def newton_shift(
     return factor.solve(influence.gradient_sum(pruned)) / len(kept)
 
 
-def convex_bound(influence: Influence, pruned: Tensor, strength: float) -> float:
+def convex_bound(influence: Influence, pruned: Tensor, penalty: float) -> float:
     """Proved bound on the shift of an L2-regularised convex layer.
 
-    The kept objective is ``strength``-strongly convex, and its gradient at the old optimum is
+    The kept objective is ``penalty``-strongly convex, and its gradient at the old optimum is
     ``sum over S of (g_i - gbar) / (n - m)``, so the new optimum is no farther than that gradient's
-    norm over ``strength``.
+    norm over ``penalty``.
 
     Args:
         influence: of all samples, centred, at the optimum of the full objective.
         pruned: indices that go.
-        strength: the L2 penalty is ``strength / 2`` times the squared norm, bias included.
+        penalty: the objective holds ``penalty / 2`` times the squared norm, bias included.
     """
     gradient = influence.gradient_sum(pruned) / (len(influence) - len(pruned))
-    return float(gradient.norm()) / strength
+    return float(gradient.norm()) / penalty
 
 
 def random_shift(influence: Influence, size: int, seed: int, draws: int = 5) -> float:

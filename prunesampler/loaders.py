@@ -68,7 +68,7 @@ def replace_sampler(loader: DataLoader[Any], sampler: InfluencePrunedSampler) ->
             "build the sampler from loader.dataset"
         )
     if loader.drop_last and loader.batch_size is not None:
-        sampler.require(loader.batch_size)
+        sampler.require_batch(loader.batch_size)
     names = set(inspect.signature(DataLoader.__init__).parameters) - {
         "self", "sampler", "shuffle", "batch_sampler",
     }  # fmt: skip

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -65,7 +65,7 @@ class InfluencePruner:
         budget: Budget,
         head: nn.Linear | str | None = None,
         losses: Losses | None = None,
-        labels: Tensor | None = None,
+        labels: Tensor | Sequence[int] | None = None,
         gradients: GradientSource | None = None,
         curvature: Curvature | None = None,
         solver: Solver | None = None,
@@ -202,12 +202,14 @@ class InfluencePruner:
         step = newton_shift(gradients[kept], influence, self._curvature, pruned)
         # Only a damping that was given is the penalty in use; the default one proves nothing.
         penalty = getattr(self._curvature, "damping", None) if self._center else None
+        bound = convex_bound(influence, pruned, penalty) if penalty else None
+        random = random_shift(influence, len(pruned), self._seed)
         return Selection(
             pruned=pruned,
             num_samples=self.num_samples,
             shift=float(solution.norm),
             newton_shift=float(step.norm()),
-            bound=convex_bound(influence, pruned, penalty) if penalty else None,
+            bound=bound,
             budget=self.budget,
             metadata={
                 "scoring_seconds": scoring_seconds,
@@ -217,7 +219,7 @@ class InfluencePruner:
                 "curvature": type(self._curvature).__name__,
                 "damping": factor.damping,
                 "parameters": math.prod(influence.gradients.shape),
-                "random_shift": random_shift(influence, len(pruned), self._seed),
+                "random_shift": random,
                 "mean_loss": float(gradients.losses.mean()),
             },
         )

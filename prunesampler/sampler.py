@@ -29,7 +29,7 @@ class InfluencePrunedSampler(Sampler[int]):
     alone: they share out the batches themselves.
 
     Args:
-        dataset: with a length. Only the length is used.
+        dataset: map-style. Only its length is used.
         seed: of the order.
         shuffle: a new order every epoch; otherwise ascending.
         num_replicas: processes that share the indices, in plain ``torch.distributed``.
@@ -142,7 +142,7 @@ class InfluencePrunedSampler(Sampler[int]):
         ours: list[int] = order[self.rank :: self.num_replicas].tolist()
         return ours
 
-    def require(self, batch_size: int) -> None:
+    def require_batch(self, batch_size: int) -> None:
         """Refuse from now on to keep fewer than a batch, for loaders that drop their last one.
 
         Raises:

@@ -119,14 +119,24 @@ def accelerated():
     dataset = data(110)
     sampler = InfluencePrunedSampler(dataset)
     loader = DataLoader(torch.arange(110), 8, sampler=sampler)
-    model, loader = accelerator.prepare(network(), loader)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1000)
+    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     pruning = PruningCallback(sampler, pruner(dataset), warmup_epochs=1, accelerator=accelerator)
     epochs = []
     for epoch in range(3):
-        epochs.append(torch.cat(list(loader)).tolist())
+        epochs.append([])
+        for batch in loader:
+            epochs[-1] += batch.tolist()
+            accelerator.backward(model(dataset.tensors[0][batch]).sum())
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
         pruning.on_epoch_end(epoch, model)
     planned = pruning.planned_steps(epochs=3, batch_size=8, num_processes=WORLD)
-    return {"epochs": epochs, "kept": sampler.kept.tolist(), "planned": planned}
+    ticks = scheduler.scheduler.last_epoch
+    return {"epochs": epochs, "kept": sampler.kept.tolist(), "planned": planned, "ticks": ticks}
 
 
 def failure(work):
@@ -181,7 +191,7 @@ def refused_on_one_rank():
     sampler = InfluencePrunedSampler(dataset)
     pruning = PruningCallback(sampler, pruner(dataset), warmup_epochs=1)
     if RANK:
-        sampler.require(200)
+        sampler.require_batch(200)
     return {"error": failure(lambda: pruning.on_epoch_end(0, network()))}
 
 

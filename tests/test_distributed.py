@@ -64,6 +64,8 @@ def test_prepared_by_accelerate(processes):
         steps += -(-len(drawn[0]) // 8)
     assert all(line["kept"] == kept for line in ranks)
     assert all(line["planned"] == steps for line in ranks)
+    # A prepared scheduler steps once per process for every optimiser step.
+    assert all(line["ticks"] == steps * processes for line in ranks)
 
 
 def test_plain_ranks_share_the_kept_set():

@@ -282,7 +282,7 @@ def test_wrong_kept_sets_change_nothing(kept, error, message):
 
 def test_fewer_kept_than_a_batch_is_refused_where_the_last_one_is_dropped():
     sampler = sampler_of(20, num_replicas=2)
-    sampler.require(8)
+    sampler.require_batch(8)
     sampler.restrict(range(16))
     with pytest.raises(
         ValueError, match="12 kept samples make 6 a rank, fewer than the batch of 8"

@@ -140,7 +140,8 @@ def test_searching_in_whitened_coordinates_lowers_the_shift_in_parameter_units()
 
 def test_progress_is_told_to_the_end():
     influence, budget = random_problem(0)
-    for solver in (quick_anneal, quick_exchange, exhaustive):
+    uneven = partial(exchange, moves=128 * 250)  # no whole number of hundredths
+    for solver in (quick_anneal, quick_exchange, uneven, exhaustive):
         calls = []
         solver(influence, budget, progress=lambda done, total: calls.append((done, total)))  # noqa: B023
         assert calls[-1][0] == calls[-1][1]
