@@ -24,18 +24,22 @@ class Block(nn.Module):
         return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
 
 
-def small_resnet(channels: int, classes: int) -> nn.Sequential:
-    """A ResNet of 8 layers and 64 features, small enough to train on a CPU."""
+def small_resnet(
+    channels: int, classes: int, features: int = 64, stride: int = 1
+) -> nn.Sequential:
+    """A ResNet of 8 layers, small enough to train on a CPU; stride 2 makes it 4 times as fast."""
+    widen = [nn.Conv2d(64, features, 1, bias=False), nn.BatchNorm2d(features), nn.ReLU()]
     return nn.Sequential(
-        nn.Conv2d(channels, 16, 3, 1, 1, bias=False),
+        nn.Conv2d(channels, 16, 3, stride, 1, bias=False),
         nn.BatchNorm2d(16),
         nn.ReLU(),
         Block(16, 16, 1),
         Block(16, 32, 2),
         Block(32, 64, 2),
+        *(widen if features != 64 else []),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(64, classes),
+        nn.Linear(features, classes),
     )
 
 
