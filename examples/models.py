@@ -24,9 +24,7 @@ class Block(nn.Module):
         return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
 
 
-def small_resnet(
-    channels: int, classes: int, features: int = 64, stride: int = 1
-) -> nn.Sequential:
+def small_resnet(channels: int, classes: int, features: int = 64, stride: int = 1) -> nn.Sequential:
     """A ResNet of 8 layers, small enough to train on a CPU; stride 2 makes it 4 times as fast."""
     widen = [nn.Conv2d(64, features, 1, bias=False), nn.BatchNorm2d(features), nn.ReLU()]
     return nn.Sequential(

@@ -5,30 +5,40 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from prunesampler.distributed import current_group, together
 from prunesampler.pruner import InfluencePruner
+from prunesampler.report import summary
+from prunesampler.rotation import older
 from prunesampler.sampler import InfluencePrunedSampler
-from prunesampler.selection import Selection
+from prunesampler.scores import Scores
+from prunesampler.selection import Selection, complement
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger("prunesampler")
+STATE_VERSION = 1
 
 
 class PruningCallback:
     """Prunes the sampler after the warm-up, and again or back to all samples if asked to.
 
     Call `on_epoch_end` at the end of every epoch, on every process. What happens depends on the
-    epoch's number, so a resumed run needs no state of the callback, only the sampler's. If a run is
-    past its warm-up and nothing is pruned yet, the first call selects.
+    epoch's number, so a resumed run needs the sampler's state and, with ``redraw_every``, the
+    callback's. If a run is past its warm-up and nothing is pruned yet, the first call selects.
+
+    With ``redraw_every`` the kept set changes between two measurements: another set of the same
+    budget, from the scores at hand, and the samples left out longest come back first. A sample is
+    kept again within ``ceil(1 / kept share) + 1`` draws, unless constraints always prune it. For
+    networks trained from scratch this is the mode to use: every sample is still seen.
 
     Under accelerate call ``loader.set_epoch(epoch)`` before each epoch of a resumed run: a new
     prepared loader counts its passes from 0 and would repeat the order of the first ones.
@@ -38,10 +48,13 @@ class PruningCallback:
         pruner: over the same samples, without augmentation.
         warmup_epochs: epochs on all samples before the first selection, at least 1.
         refresh_every: measure and select again every so many epochs after the first time.
+        redraw_every: draw another set every so many epochs after the first time, without
+            measuring. The scores stay in memory on rank 0.
         final_full_epochs: train on all samples in the last epochs; needs ``epochs``.
         epochs: epochs of the run. Nothing is selected at its end.
         accelerator: of the run, if there is one. The sampler is registered with it, so that
-            ``save_state`` and ``load_state`` keep the pruned set.
+            ``save_state`` and ``load_state`` keep the pruned set, and with ``redraw_every`` this
+            callback as well.
         on_selection: called with every selection, after the sampler was restricted.
 
     Attributes:
@@ -58,6 +71,7 @@ class PruningCallback:
         *,
         warmup_epochs: int = 5,
         refresh_every: int | None = None,
+        redraw_every: int | None = None,
         final_full_epochs: int = 0,
         epochs: int | None = None,
         accelerator: Accelerator | None = None,
@@ -73,8 +87,9 @@ class PruningCallback:
                 f"warmup_epochs must be at least 1, got {warmup_epochs}: influence is measured on a "
                 "trained model"
             )
-        if refresh_every is not None and refresh_every < 1:
-            raise ValueError(f"refresh_every must be at least 1 or None, got {refresh_every}")
+        for name, every in (("refresh_every", refresh_every), ("redraw_every", redraw_every)):
+            if every is not None and every < 1:
+                raise ValueError(f"{name} must be at least 1 or None, got {every}")
         if final_full_epochs < 0 or (final_full_epochs and epochs is None):
             raise ValueError(
                 f"final_full_epochs={final_full_epochs} with epochs={epochs}: it must be zero or "
@@ -93,9 +108,14 @@ class PruningCallback:
                     f"{current_group().size}; create the Accelerator before the callback"
                 )
             accelerator.register_for_checkpointing(sampler)
+            if redraw_every is not None:
+                accelerator.register_for_checkpointing(self)
         self.sampler, self.pruner = sampler, pruner
         self.selection: Selection | None = None
-        self._warmup, self._refresh = warmup_epochs, refresh_every
+        self._warmup, self._refresh, self._redraw = warmup_epochs, refresh_every, redraw_every
+        self._scores: Scores | None = None
+        self._measured = False
+        self._ages = torch.zeros(sampler.num_samples, dtype=torch.int64)
         self._final_full, self._epochs = final_full_epochs, epochs
         self._on_selection = on_selection
         self._last_end: float | None = None
@@ -118,8 +138,8 @@ class PruningCallback:
         selection = None
         if self._ends_pruning(epoch + 1, self._epochs):
             self.sampler.reset()
-        elif self._selects(epoch + 1):
-            group, selection = current_group(), self.pruner.select(model)
+        elif self._selects(epoch + 1) or self._redraws(epoch + 1):
+            group, selection = current_group(), self._choose(epoch + 1, model)
             together(group, partial(self.sampler.restrict, selection))
             state = self.sampler.state_dict()
             group.check_equal(
@@ -132,6 +152,62 @@ class PruningCallback:
                 self._on_selection(selection)
         self._last_end = time.perf_counter()
         return selection
+
+    def _choose(self, epoch: int, model: nn.Module) -> Selection:
+        """The selection for this coming epoch, measuring if it is time or nothing is measured."""
+        if self._redraw is None:
+            return self.pruner.select(model)
+        anew = self._selects(epoch) or not self._measured
+        if anew:
+            self._scores = self.pruner.measure(model)
+        n, kept = self.sampler.num_samples, self.sampler.kept
+        if not self._measured and len(kept) < n:  # resumed without this callback's state
+            self._ages = older(self._ages, complement(kept, n))
+        self._measured = True
+        selection = self.pruner.redraw(self._scores, self._ages, certify=anew)
+        self._ages = older(self._ages, selection.pruned)
+        return selection
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a redraw needs: for how many draws each sample was left out or kept, and the scores.
+
+        The scores are the measurements, ``4 n (2 C + D + 4)`` bytes, on rank 0 only. Without
+        ``redraw_every`` there is nothing to save.
+        """
+        return {
+            "version": STATE_VERSION,
+            "n": self.sampler.num_samples,
+            "ages": self._ages,
+            "scores": None if self._scores is None else self._scores.state_dict(),
+            "measured": self._measured,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned on rank 0; on an error nothing changes.
+
+        Raises:
+            ValueError: when the state is of another version or dataset size, or not whole.
+        """
+        missing = {"version", "n", "ages", "scores", "measured"} - set(state)
+        if missing:
+            raise ValueError(f"not a state of PruningCallback: {sorted(missing)} missing")
+        if state["version"] != STATE_VERSION:
+            raise ValueError(
+                f"the state has version {state['version']!r}, this release reads {STATE_VERSION}"
+            )
+        n, ages = self.sampler.num_samples, state["ages"]
+        if state["n"] != n or not isinstance(ages, torch.Tensor) or ages.shape != (n,):
+            raise ValueError(
+                f"the state is of a dataset of {state['n']} samples, this one has {n}; resume with "
+                "the dataset of the checkpoint"
+            )
+        held = state["scores"]
+        if state["measured"] and held is None and current_group().rank == 0:
+            raise ValueError("the state was saved on another rank than 0; load the one of rank 0")
+        here = held is not None and current_group().rank == 0
+        scores = self.pruner.scores_from(held) if here else None
+        self._scores, self._measured = scores, bool(state["measured"])
+        self._ages = ages.to("cpu", torch.int64)
 
     def planned_steps(
         self,
@@ -215,6 +291,13 @@ class PruningCallback:
         missed = self.selection is None and len(self.sampler.kept) == self.sampler.num_samples
         return missed or since == 0 or (self._refresh is not None and since % self._refresh == 0)
 
+    def _redraws(self, epoch: int) -> bool:
+        """Whether a redraw is due before this coming epoch."""
+        since = epoch - self._warmup
+        if self._redraw is None or (self._epochs is not None and epoch >= self._epochs):
+            return False
+        return since >= 0 and since % self._redraw == 0
+
     def _report(
         self, epoch: int, selection: Selection, seconds: float, epoch_seconds: float | None
     ) -> None:
@@ -226,19 +309,3 @@ class PruningCallback:
             tqdm.write(line)
         else:
             logger.info(line)
-
-
-def summary(epoch: int, selection: Selection, seconds: float, epoch_seconds: float | None) -> str:
-    """The line that tells of a selection; seconds are of selecting, and of the epoch before it."""
-    kept = selection.num_samples - len(selection.pruned)
-    facts = selection.metadata
-    scoring, solving = facts["scoring_seconds"], facts["solving_seconds"]
-    ratio = "" if not epoch_seconds else f" = {seconds / epoch_seconds:.2f} of the last epoch"
-    bound = "" if selection.bound is None else f", bound if convex {selection.bound:.3g}"
-    return (
-        f"prunesampler: after epoch {epoch} measured {selection.num_samples} samples, kept {kept} "
-        f"({kept / selection.num_samples:.1%}); predicted shift ({facts['curvature']}) "
-        f"{selection.shift:.3g} first order, {selection.newton_shift:.3g} Newton "
-        f"(random set {facts['random_shift']:.3g}){bound}; "
-        f"{seconds:.1f} s (scoring {scoring:.1f}, solving {solving:.1f}){ratio}"
-    )

@@ -6,14 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunesampler.curvature import Curvature
-from prunesampler.influence import Influence
-from prunesampler.samples import SampleGradients
+from prunesampler.influence import Factor, Influence
+
+LANCZOS_STEPS, LANCZOS_TOLERANCE = 80, 1e-4
+"""Most steps towards the smallest eigenvalue, and the relative change at which they end."""
 
 
-def newton_shift(
-    kept: SampleGradients, influence: Influence, curvature: Curvature, pruned: Tensor
-) -> Tensor:
+def newton_shift(kept: Factor, influence: Influence, pruned: Tensor) -> Tensor:
     """Change of the parameters by one Newton step on the kept samples, shape (K, D), float64.
 
     ``H_kept^-1 sum over S of (g_i - gbar) / (n - m)``: the first-order shift with the curvature of
@@ -22,13 +21,60 @@ def newton_shift(
     NeurIPS 2019, compare both).
 
     Args:
-        kept: the measured samples that stay.
+        kept: curvature of the samples that stay; an approximate one gives an approximate step.
         influence: of all samples.
-        curvature: how to factorise; an approximate curvature gives an approximate step.
         pruned: indices of the samples that go.
     """
-    factor = curvature.factor(kept, influence.factor.damping)
-    return factor.solve(influence.gradient_sum(pruned)) / len(kept)
+    return kept.solve(influence.gradient_sum(pruned)) / (len(influence) - len(pruned))
+
+
+def curvature_share(kept: Factor, full: Factor, shape: tuple[int, int], seed: int = 0) -> float:
+    """Smallest generalised eigenvalue of the kept samples' curvature against that of all.
+
+    The kept samples' mean loss curves, in every direction, at least by this share of what the mean
+    loss of all samples does: near one nothing was lost, near zero some direction is held by the
+    damping alone, and predictions along it are worth little. Both curvatures hold the damping.
+
+    By Lanczos' iteration on ``H_kept^-1 H``, which is symmetric in the inner product of ``H``. It
+    comes from above; the error is of the order of 1e-4 of the value where it converged in 80 steps.
+
+    Args:
+        kept: curvature of the samples that stay.
+        full: curvature of all samples.
+        shape: (K, D) of the parameters.
+        seed: of the first direction.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vector = torch.randn(shape, generator=generator, dtype=torch.float64)
+    images: list[Tensor] = []
+    vectors: list[Tensor] = []
+    diagonal: list[float] = []
+    beside: list[float] = []
+    largest = 0.0
+    for _ in range(min(LANCZOS_STEPS, vector.numel())):
+        image = full.multiply(vector)
+        scale = float((vector * image).sum().clamp(min=0).sqrt())
+        if scale <= 1e-10 * (largest or 1e-300):
+            break
+        beside.append(scale)
+        vector, image = vector / scale, image / scale
+        vectors.append(vector)
+        images.append(image)
+        vector = kept.solve(image)
+        diagonal.append(float((vector * image).sum()))
+        before, largest = largest, _largest(diagonal, beside[1:])
+        if abs(largest - before) <= LANCZOS_TOLERANCE * largest:
+            break
+        for _ in range(2):  # once is not enough in floating point
+            for v, v_image in zip(vectors, images, strict=True):
+                vector = vector - (vector * v_image).sum() * v
+    return 1.0 / largest
+
+
+def _largest(diagonal: list[float], beside: list[float]) -> float:
+    """Largest eigenvalue of a symmetric tridiagonal matrix."""
+    matrix = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+    return float(np.linalg.eigvalsh(matrix)[-1])
 
 
 def convex_bound(influence: Influence, pruned: Tensor, penalty: float) -> float:
@@ -45,6 +91,20 @@ def convex_bound(influence: Influence, pruned: Tensor, penalty: float) -> float:
     """
     gradient = influence.gradient_sum(pruned) / (len(influence) - len(pruned))
     return float(gradient.norm()) / penalty
+
+
+def loss_bound(bound: float, inputs: Tensor, lipschitz: float) -> float:
+    """Proved bound on the change of the mean loss over any samples.
+
+    Moving the parameters by a matrix of norm b moves a sample's outputs by at most b times the norm
+    of its input, and its loss by at most the Lipschitz constant times that.
+
+    Args:
+        bound: on the shift of the parameters, as of :func:`convex_bound`.
+        inputs: of the layer, with the one for the bias, shape (t, D): the samples to hold it for.
+        lipschitz: of the loss by the outputs; the square root of 2 for cross-entropy.
+    """
+    return bound * lipschitz * float(inputs.double().norm(dim=1).mean())
 
 
 def random_shift(influence: Influence, size: int, seed: int, draws: int = 5) -> float:

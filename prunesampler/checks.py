@@ -40,7 +40,9 @@ def whole_number(name: str, value: Any) -> int:
     return int(value)
 
 
-def checked_indices(indices: Tensor | Sequence[int], num_samples: int) -> Tensor:
+def checked_indices(
+    indices: Tensor | Sequence[int], num_samples: int, name: str = "kept indices"
+) -> Tensor:
     """Indices as an ascending int64 tensor on the CPU.
 
     Raises:
@@ -50,23 +52,23 @@ def checked_indices(indices: Tensor | Sequence[int], num_samples: int) -> Tensor
     try:
         tensor = torch.as_tensor(indices if hasattr(indices, "__array__") else list(indices))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"kept indices must be whole numbers, got {indices!r}") from error
+        raise TypeError(f"{name} must be whole numbers, got {indices!r}") from error
     if tensor.numel() == 0:
         return torch.zeros(0, dtype=torch.int64)
     if tensor.dim() != 1 or tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise TypeError(
-            f"kept indices must be whole numbers of shape (k,), got {tensor.dtype} of shape "
+            f"{name} must be whole numbers of shape (k,), got {tensor.dtype} of shape "
             f"{tuple(tensor.shape)}; turn a mask into indices with mask.nonzero().flatten()"
         )
     ascending = tensor.to("cpu", torch.int64).sort().values
     if ascending[0] < 0 or ascending[-1] >= num_samples:
         raise ValueError(
-            f"kept indices run from {ascending[0]} to {ascending[-1]}, but the dataset has indices "
+            f"{name} run from {ascending[0]} to {ascending[-1]}, but the dataset has indices "
             f"0 to {num_samples - 1}"
         )
     repeated = ascending[1:][ascending.diff() == 0]
     if len(repeated):
-        raise ValueError(f"kept indices hold {repeated[0]} more than once; give each index once")
+        raise ValueError(f"{name} hold {repeated[0]} more than once; give each index once")
     return ascending
 
 
@@ -89,3 +91,27 @@ def checked_labels(labels: Tensor | Sequence[int], num_samples: int) -> Tensor:
             f"{tensor.dtype} of shape {tuple(tensor.shape)}"
         )
     return tensor.to("cpu", torch.int64)
+
+
+def checked_cost(cost: Tensor | Sequence[float], num_samples: int) -> Tensor:
+    """Costs as float64 on the CPU, one per sample.
+
+    Raises:
+        TypeError: when they are no numbers.
+        ValueError: when there is not one finite number per sample.
+    """
+    try:
+        tensor = torch.as_tensor(cost).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError("cost must be numbers, one per sample") from error
+    if tensor.shape != (num_samples,):
+        raise ValueError(
+            f"cost must be {num_samples} numbers, one per sample, got shape {tuple(tensor.shape)}"
+        )
+    bad = (~tensor.isfinite()).nonzero().flatten()
+    if len(bad):
+        raise ValueError(
+            f"cost is not finite for {len(bad)} samples, the first is sample {int(bad[0])} with "
+            f"{float(tensor[bad[0]])}; give every sample a finite cost"
+        )
+    return tensor

@@ -20,6 +20,8 @@ SINGLE = 1e-5
 """Damping below this share of the largest diagonal entry would drown in float32 rounding."""
 DEFAULT_DAMPING = 1e-3
 """Share of the curvature's mean eigenvalue that is added where no damping is given."""
+SEARCH_DAMPING = 1e-2
+"""The same, at most, for the coordinates of the search."""
 
 
 class Curvature(Protocol):
@@ -40,7 +42,7 @@ class ExactCurvature:
 
     K is C - 1 for cross-entropy (softmax does not see a shift of all outputs), else C; D is the
     layer's inputs plus one for the bias. Time: ``n R^2 / 2 + R^3 / 6`` multiply-adds to factorise
-    and ``n R^2 / 2`` to whiten. Peak memory: ``4 n R`` bytes for the whitened rows, ``24 R^2`` for matrices.
+    and ``n R^2 / 2`` to whiten. Peak memory: ``4 n R`` bytes for the whitened rows, ``32 R^2`` for matrices.
 
     Args:
         damping: added to the diagonal; give the weight decay in use. Default: 1e-3 of the mean
@@ -76,7 +78,10 @@ class ExactCurvature:
         if chosen < SINGLE * largest:
             del matrix
             matrix = gauss_newton(gradients, torch.float64)
-        matrix.diagonal().add_(chosen)
+        light = max(SINGLE * largest, min(chosen, SEARCH_DAMPING * float(matrix.trace()) / size))
+        matrix.diagonal().add_(light)
+        search, _ = torch.linalg.cholesky_ex(matrix)
+        matrix.diagonal().add_(chosen - light)
         cholesky, failed = torch.linalg.cholesky_ex(matrix)
         if failed:
             raise ValueError(
@@ -85,7 +90,7 @@ class ExactCurvature:
                 "others, or the loss is not convex in its output; give a larger damping, or None "
                 "for the default"
             )
-        return ExactFactor(cholesky, (rows, columns), chosen)
+        return ExactFactor(cholesky, search, chosen)
 
 
 def gauss_newton(gradients: SampleGradients, dtype: torch.dtype | None = None) -> Tensor:
@@ -120,22 +125,31 @@ class ExactFactor:
 
     Args:
         cholesky: lower triangular, shape (R, R), float64.
-        shape: (K, D) of the parameters, R = K * D.
+        search: the same of the curvature with the damping of the search.
         damping: what was added to the diagonal.
     """
 
     cholesky: Tensor
-    shape: tuple[int, int]
+    search: Tensor
     damping: float
 
     def solve(self, matrix: Tensor) -> Tensor:
-        """``H^-1`` applied to a matrix of shape (K, D), float64."""
-        flat = matrix.double().reshape(-1, 1)
-        return torch.cholesky_solve(flat, self.cholesky).view(self.shape)
+        """``H^-1`` applied to matrices of shape (..., K, D), float64."""
+        flat = matrix.double().reshape(-1, len(self.cholesky))
+        return torch.cholesky_solve(flat.T, self.cholesky).T.reshape(matrix.shape)
+
+    def multiply(self, matrix: Tensor) -> Tensor:
+        """``H`` applied to matrices of shape (..., K, D), float64."""
+        flat = matrix.double().reshape(-1, len(self.cholesky))
+        return (flat @ self.cholesky @ self.cholesky.T).reshape(matrix.shape)
 
     def whiten(self, rows: RankOne) -> RankOne:
-        """``L^-1 g_i``: dense rows of shape (1, R), float32, ``4 n R`` bytes."""
-        lower = self.cholesky.float()
+        """``L^-1 g_i``: dense rows of shape (1, R), float32, ``4 n R`` bytes.
+
+        ``L`` is of the curvature with less damping: where damping outweighs the curvature, rows
+        would be short and a search slow to balance them.
+        """
+        lower = self.search.float()
         white = torch.empty(len(rows), len(lower), device=lower.device)
         for start in range(0, len(rows), CHUNK):
             flat = rows[start : start + CHUNK].flat().float()
@@ -200,10 +214,19 @@ class KroneckerFactor:
     damping: float
 
     def solve(self, matrix: Tensor) -> Tensor:
-        """``(B ⊗ A + damping I)^-1`` applied to a matrix of shape (K, D), float64."""
+        """``(B ⊗ A + damping I)^-1`` applied to matrices of shape (..., K, D), float64."""
+        return self._rotate(matrix, 1 / self._values())
+
+    def multiply(self, matrix: Tensor) -> Tensor:
+        """``B ⊗ A + damping I`` applied to matrices of shape (..., K, D), float64."""
+        return self._rotate(matrix, self._values())
+
+    def _values(self) -> Tensor:
+        return torch.outer(self.left_values, self.right_values) + self.damping
+
+    def _rotate(self, matrix: Tensor, scale: Tensor) -> Tensor:
         rotated = self.left_vectors.T @ matrix.double() @ self.right_vectors
-        scaled = rotated / (torch.outer(self.left_values, self.right_values) + self.damping)
-        return self.left_vectors @ scaled @ self.right_vectors.T
+        return self.left_vectors @ (rotated * scale) @ self.right_vectors.T
 
     def whiten(self, rows: RankOne) -> RankOne:
         """Both factors whitened apart, so that rows stay rank one: ``4 n (K + D)`` bytes.

@@ -17,7 +17,7 @@ Influence", ICLR 2023 (arXiv 2205.09329), section 3. The paper uses ``g_i`` with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,6 +71,13 @@ class RankOne:
             [c.left.double().norm(dim=1) * c.right.double().norm(dim=1) for c in self.chunks()]
         )
 
+    def inner(self, matrix: Tensor) -> Tensor:
+        """Inner product of every matrix with one of shape (K, D); shape (n,), float64."""
+        matrix = matrix.double()
+        return torch.cat(
+            [((c.left.double() @ matrix) * c.right.double()).sum(1) for c in self.chunks()]
+        )
+
     def flat(self) -> Tensor:
         """Every matrix written out, shape (n, K * D). For chunks only: it is K * D / (K + D) larger."""
         return (self.left[:, :, None] * self.right[:, None, :]).flatten(1)
@@ -89,7 +96,10 @@ class Factor(Protocol):
         """Multiple of the identity that was added to the curvature."""
 
     def solve(self, matrix: Tensor) -> Tensor:
-        """``H^-1`` applied to a matrix of shape (K, D), in float64."""
+        """``H^-1`` applied to a matrix of shape (K, D), or to a stack of them, in float64."""
+
+    def multiply(self, matrix: Tensor) -> Tensor:
+        """``H`` applied to a matrix of shape (K, D), or to a stack of them, in float64."""
 
     def whiten(self, rows: RankOne) -> RankOne:
         """Rows in coordinates where the curvature is about the identity: ``L^-1 g``, ``H = L L^T``.
@@ -97,6 +107,34 @@ class Factor(Protocol):
         Solvers search there because all directions weigh the same. Any invertible map keeps
         "the sum is zero" true; reported norms never come from here.
         """
+
+
+Metric = Callable[[Factor, Tensor], Tensor]
+"""How long a shift is: the metric's matrix applied to a shift, or to a stack of them.
+
+The squared norm of a shift x is its inner product with ``metric(factor, x)``.
+"""
+
+
+def parameter_distance(factor: Factor, shift: Tensor) -> Tensor:
+    """The paper's metric: Euclidean distance of the parameters."""
+    del factor
+    return shift
+
+
+def loss_distance(factor: Factor, shift: Tensor) -> Tensor:
+    """The curvature's norm, ``sqrt(x^T H x)``: it does not depend on how parameters are scaled.
+
+    Half its square is the predicted rise of the regularised training loss above its minimum.
+    """
+    return factor.multiply(shift)
+
+
+def length(metric: Metric, factor: Factor, shift: Tensor) -> float:
+    """Norm of a shift, shape (K, D), in a metric."""
+    if metric is parameter_distance:
+        return float(shift.norm())
+    return float((shift * metric(factor, shift)).sum().clamp(min=0).sqrt())
 
 
 @dataclass(frozen=True)
@@ -109,6 +147,7 @@ class Influence:
         factor: the factorised curvature.
         search: the whitened gradients, float32, whatever their shape.
         search_mean: what is subtracted from every row of ``search``, float64.
+        metric: what a norm is; solvers and reports agree on it.
     """
 
     gradients: RankOne
@@ -116,19 +155,29 @@ class Influence:
     factor: Factor
     search: RankOne
     search_mean: Tensor
+    metric: Metric = parameter_distance
 
     @classmethod
-    def build(cls, gradients: RankOne, factor: Factor, *, center: bool = True) -> Influence:
+    def build(
+        cls,
+        gradients: RankOne,
+        factor: Factor,
+        *,
+        center: bool = True,
+        metric: Metric = parameter_distance,
+    ) -> Influence:
         """Whiten the gradients and fix the mean.
 
         Args:
             gradients: per-sample gradients, shape (K, D) each.
             factor: curvature of the same parameters.
             center: subtract the mean gradient. ``False`` gives the paper's literal vectors.
+            metric: `parameter_distance` or `loss_distance`.
         """
         search = factor.whiten(gradients)
         share = 1.0 / len(gradients) if center else 0.0
-        return cls(gradients, gradients.sum() * share, factor, search, search.sum() * share)
+        mean, search_mean = gradients.sum() * share, search.sum() * share
+        return cls(gradients, mean, factor, search, search_mean, metric)
 
     @classmethod
     def from_vectors(cls, vectors: Tensor) -> Influence:
@@ -156,8 +205,32 @@ class Influence:
         return self.factor.solve(self.gradient_sum(pruned)) / (len(self) - len(pruned))
 
     def shift_norm(self, pruned: Tensor) -> float:
-        """Euclidean norm of :meth:`shift`, in the units of the parameters."""
-        return float(self.shift(pruned).norm())
+        """Norm of :meth:`shift`: in the units of the parameters, unless the metric is another."""
+        return length(self.metric, self.factor, self.shift(pruned))
+
+    def products(self, gradient: Tensor) -> Tensor:
+        """Inner product, in the metric, of every ``H^-1 (g_i - gbar)`` with ``H^-1 gradient``.
+
+        Args:
+            gradient: shape (K, D).
+
+        Returns:
+            Shape (n,), float64. One solve for all n: nothing of size (n, K * D) is made.
+        """
+        dual = self.factor.solve(self.metric(self.factor, self.factor.solve(gradient)))
+        return self.gradients.inner(dual) - (self.mean * dual).sum()
+
+    def squares(self, gradients: Tensor) -> Tensor:
+        """Squared norm, in the metric, of ``H^-1`` times each of a stack of gradients (b, K, D)."""
+        shifts = self.factor.solve(gradients)
+        return (shifts * self.metric(self.factor, shifts)).sum((1, 2))
+
+    def sample_squares(self) -> Tensor:
+        """:meth:`squares` of every centred gradient, shape (n,), in chunks."""
+        rows = self.gradients.chunks()
+        return torch.cat(
+            [self.squares(c.flat().double().view(len(c), *c.shape) - self.mean) for c in rows]
+        )
 
 
 @dataclass(frozen=True)
@@ -167,6 +240,10 @@ class IdentityFactor:
     damping: float = 0.0
 
     def solve(self, matrix: Tensor) -> Tensor:
+        """The matrix itself, in float64."""
+        return matrix.double()
+
+    def multiply(self, matrix: Tensor) -> Tensor:
         """The matrix itself, in float64."""
         return matrix.double()
 

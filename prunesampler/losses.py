@@ -42,6 +42,10 @@ class ClosedFormLoss(Protocol):
     def classes(self, targets: Tensor) -> Tensor | None:
         """Class of every sample, int64, shape (b,), or None where targets are no classes."""
 
+    @property
+    def lipschitz(self) -> float | None:
+        """Largest norm that the gradient by the outputs can have, whatever the target, or None."""
+
     def derivatives(self, outputs: Tensor, targets: Tensor) -> Derivatives:
         """Loss, gradient and Hessian of every sample, from outputs of shape (b, C)."""
 
@@ -97,6 +101,11 @@ class _OutputLoss:
         del targets
         return None
 
+    @property
+    def lipschitz(self) -> float | None:
+        """None: this loss has gradients of any size."""
+        return None
+
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of every sample, shape (b,), differentiable."""
         raise NotImplementedError
@@ -120,6 +129,11 @@ class CrossEntropy(_OutputLoss):
     def classes(self, targets: Tensor) -> Tensor | None:
         """The targets, where they are class indices."""
         return targets.long() if targets.dim() == 1 else None
+
+    @property
+    def lipschitz(self) -> float:
+        """``||p - t|| <= sqrt(2)`` for probabilities p and t, times the largest weight."""
+        return 2**0.5 * (1.0 if self.weight is None else float(self.weight.max()))
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of every sample, shape (b,)."""

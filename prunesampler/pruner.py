@@ -1,32 +1,33 @@
-"""From a model and a dataset to a selection: the only loop over data, the only collectives."""
+"""From a model and a dataset to a selection, the same on all processes."""
 
 from __future__ import annotations
 
-import math
-import sys
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
-from tqdm.auto import tqdm
 
 from prunesampler.annealing import anneal
-from prunesampler.certificate import convex_bound, newton_shift, random_shift
-from prunesampler.checks import checked_labels, dataset_size, whole_number
+from prunesampler.budget import Budget
+from prunesampler.checks import checked_cost, checked_labels, dataset_size, whole_number
+from prunesampler.constraints import Constraints
+from prunesampler.costs import Cost
 from prunesampler.curvature import Curvature, ExactCurvature
-from prunesampler.distributed import Group, current_group, together
-from prunesampler.gradients import GradientSource, HeadGradients, Losses, find_head
-from prunesampler.influence import Influence
-from prunesampler.isolation import fingerprint, model_device, untouched, unwrap
-from prunesampler.loaders import Grid, same_item, scoring_loader, to_device
+from prunesampler.distributed import current_group, together
+from prunesampler.frontier import Frontier
+from prunesampler.gradients import GradientSource, Losses
+from prunesampler.guarantee import Progress
+from prunesampler.influence import Metric, parameter_distance
+from prunesampler.isolation import unwrap
 from prunesampler.losses import CrossEntropy
-from prunesampler.samples import SampleGradients
-from prunesampler.selection import Budget, Selection, complement
-from prunesampler.solvers import Progress, Solver
+from prunesampler.measuring import Measurer, advance, progress_bar
+from prunesampler.scores import Scores, read_measurements
+from prunesampler.selection import Selection
+from prunesampler.selector import Selector
+from prunesampler.solvers import Solver
 
 
 class InfluencePruner:
@@ -52,6 +53,14 @@ class InfluencePruner:
         seed: of the solver.
         center: subtract the mean gradient (see `prunesampler.influence`).
         collate_fn: of the scoring loader; default: torch's.
+        constraints: samples to keep or to prune, and groups that go together.
+        cost: what pruning each sample costs beside the shift: one number per sample, or a function
+            of the scores such as `prunesampler.costs.el2n`. The lowest go first.
+        cost_weight: of the cost, in standard deviations: with weight 1, one standard deviation in
+            the mean cost of the pruned counts as much as the whole shift of a random set.
+        validation: samples whose loss `prunesampler.costs.validation_loss` is about, measured with
+            every selection; same form as ``score_dataset``.
+        metric: `parameter_distance`, the paper's, or `loss_distance`.
 
     Raises:
         TypeError: for anything but a map-style dataset.
@@ -75,6 +84,11 @@ class InfluencePruner:
         seed: int = 0,
         center: bool = True,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        constraints: Constraints | None = None,
+        cost: Tensor | Sequence[float] | Cost | None = None,
+        cost_weight: float = 1.0,
+        validation: Dataset[Any] | None = None,
+        metric: Metric = parameter_distance,
     ) -> None:
         self.num_samples = dataset_size(score_dataset)
         if gradients is not None and (head is not None or losses is not None):
@@ -83,16 +97,41 @@ class InfluencePruner:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         _check_objects(budget, losses, curvature, solver)
         budget.size(self.num_samples)
+        if not 0 <= cost_weight < float("inf"):
+            raise ValueError(f"cost_weight must be zero or more and finite, got {cost_weight}")
+        if constraints is not None:
+            constraints = constraints.checked(self.num_samples)
+        if cost is not None and not callable(cost):
+            cost = checked_cost(cost, self.num_samples)
+        if validation is not None:
+            dataset_size(validation)
         self.budget = budget
-        self._labels = None if labels is None else checked_labels(labels, self.num_samples)
-        self._dataset, self._head, self._gradients = score_dataset, head, gradients
-        self._losses: Losses = CrossEntropy() if losses is None else losses
-        self._curvature: Curvature = ExactCurvature() if curvature is None else curvature
-        self._solver: Solver = anneal if solver is None else solver
-        self._batch_size, self._num_workers = batch_size, num_workers
-        self._collate_fn = default_collate if collate_fn is None else collate_fn
-        self.progress, self._seed, self._center = progress, whole_number("seed", seed), center
-        self._checked = False
+        losses = CrossEntropy() if losses is None else losses
+        self._selector = Selector(
+            num_samples=self.num_samples,
+            budget=budget,
+            curvature=ExactCurvature() if curvature is None else curvature,
+            solver=anneal if solver is None else solver,
+            metric=metric,
+            labels=None if labels is None else checked_labels(labels, self.num_samples),
+            constraints=constraints,
+            cost=cost,
+            cost_weight=cost_weight,
+            center=center,
+            seed=whole_number("seed", seed),
+            lipschitz=None if gradients else getattr(losses, "lipschitz", None),
+        )
+        self._measurer = Measurer(
+            head=head,
+            losses=losses,
+            gradients=gradients,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            collate_fn=default_collate if collate_fn is None else collate_fn,
+            progress=progress,
+        )
+        self._dataset, self._validation = score_dataset, validation
+        self._batch_size, self.progress = batch_size, progress
 
     def select(self, model: nn.Module) -> Selection:
         """Measure all samples with this model and choose the ones to prune.
@@ -112,144 +151,125 @@ class InfluencePruner:
                 influence meaningless; the message says what and what to do.
             RuntimeError: when another rank failed.
         """
+        scores = self.measure(model)
+        return self._shared(scores, "solving", self._selector.select)
+
+    def frontier(
+        self,
+        model: nn.Module,
+        fractions: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        *,
+        nested: bool = False,
+    ) -> Frontier:
+        """What pruning would cost at every fraction, from one pass over the data.
+
+        Call it on all processes, as `select`. It changes nothing: look at it, then choose a budget,
+        or give one of its selections to ``sampler.restrict``.
+
+        Args:
+            model: as it is trained.
+            fractions: of the dataset, each in (0, 1), in any order.
+            nested: let every set hold the smaller ones. Costs shift: there is less to choose from.
+
+        Raises:
+            ValueError: for no fraction, or one that cannot be met.
+        """
+        if not len(fractions):
+            raise ValueError("fractions must hold at least one fraction of the dataset to prune")
+        for fraction in fractions:
+            replace(self.budget, fraction=fraction, count=None, epsilon=None).size(self.num_samples)
+        scores = self.measure(model)
+        group = current_group()
+
+        def solve() -> list[bytes]:
+            if scores is None:
+                return [b""] * len(fractions)
+            with progress_bar("solving", 1, self.progress) as bar:
+                found = self._selector.frontier(scores, fractions, nested, advance(bar))
+            return [selection.to_bytes() for selection in found]
+
+        data = [group.broadcast_bytes(part) for part in together(group, solve)]
+        return Frontier(tuple(Selection.from_bytes(part) for part in data))
+
+    def redraw(self, scores: Scores | None, ages: Tensor, *, certify: bool = False) -> Selection:
+        """Another selection from scores at hand; call it on all processes.
+
+        Args:
+            scores: of `measure`, on rank 0; None on the others.
+            ages: for how many draws in a row each sample was left out, or kept as a negative
+                number, int64, shape (n,). Zeros give what `select` gives.
+            certify: compute the Newton shift and the kept curvature too, which takes longer.
+        """
+        return self._shared(
+            scores,
+            "redrawing",
+            lambda held, show: self._selector.redraw(held, ages, show, certify=certify),
+        )
+
+    def measure(self, model: nn.Module) -> Scores | None:
+        """One pass over the data: the scores on rank 0, None on the other processes.
+
+        Args:
+            model: as it is trained.
+
+        Raises:
+            ValueError: see `select`.
+            RuntimeError: when another rank failed.
+        """
         group = current_group()
         model = unwrap(model)
         started = time.perf_counter()
-        device = together(group, lambda: model_device(model))
-        if group.size > 1:
-            group.check_equal("the models", together(group, lambda: fingerprint(model)))
-        group.check_equal("the pruners", repr(self._settings()).encode())
-        with untouched(model, group.broadcast):
-            mine = together(group, lambda: self._measure(model, device, group))
-        group.check_equal("the measurements", repr(mine.signature()).encode())
-        everyone = self._gather(mine, group)
+        group.check_equal("the pruners", self._settings())
+        datasets = [self._dataset, *([] if self._validation is None else [self._validation])]
+        measured, *rest = self._measurer.measure(model, datasets, group)
         seconds = time.perf_counter() - started
-        data = together(
-            group, lambda: None if everyone is None else self._solve(everyone, seconds).to_bytes()
-        )
-        selection = Selection.from_bytes(group.broadcast_bytes(data))
+
+        def score() -> Scores | None:
+            if measured is None:
+                return None
+            means = [part.rows().sum() / len(part) for part in rest if part is not None]
+            return self._selector.scores(measured, means[0] if means else None, seconds)
+
+        return together(group, score)
+
+    def scores_from(self, state: Mapping[str, Any]) -> Scores:
+        """Scores from their ``state_dict``, without a pass over the data; on rank 0.
+
+        Raises:
+            ValueError: when the state is not whole, or of another dataset.
+        """
+        gradients, validation = read_measurements(state, self.num_samples)
+        return self._selector.scores(gradients, validation, 0.0)
+
+    def _shared(
+        self,
+        scores: Scores | None,
+        name: str,
+        choose: Callable[[Scores, Progress], Selection],
+    ) -> Selection:
+        """Choose on rank 0, and give the same selection to all."""
+        group = current_group()
+
+        def solve() -> bytes | None:
+            if scores is None:
+                return None
+            with progress_bar(name, 1, self.progress) as bar:
+                return choose(scores, advance(bar)).to_bytes()
+
+        selection = Selection.from_bytes(group.broadcast_bytes(together(group, solve)))
         group.check_equal("the kept sets", selection.kept.numpy().tobytes())
         return selection
 
-    def _settings(self) -> tuple[object, ...]:
+    def _settings(self) -> bytes:
         """What must be the same on all ranks."""
-        return self.num_samples, self._batch_size, self._seed, self.budget
-
-    def _measure(self, model: nn.Module, device: torch.device, group: Group) -> SampleGradients:
-        """This rank's share of the samples, on the CPU, in ascending order."""
-        self._check_dataset()
-        source = self._gradients or HeadGradients(self._find_head(model, device), self._losses)
-        grid = Grid(self.num_samples, self._batch_size, group.rank, group.size)
-        loader = scoring_loader(
-            self._dataset, grid, num_workers=self._num_workers, collate_fn=self._collate_fn
-        )
-        parts: list[SampleGradients] = []
-        with self._bar("scoring", len(grid.indices()), group.rank) as bar:
-            for indices, batch in zip(grid, loader, strict=True):
-                part = source(model, to_device(batch, device)).map(lambda t: t[0].cpu())
-                _check_measured(part, indices)
-                parts.append(part)
-                bar.update(len(indices))
-        if not parts:  # more ranks than batches: the shapes are needed all the same
-            batch = to_device(self._collate_fn([self._dataset[0]]), device)
-            parts = [source(model, batch).map(lambda t: t[0][:0].cpu())]
-        return SampleGradients.cat(parts)
-
-    def _gather(self, mine: SampleGradients, group: Group) -> SampleGradients | None:
-        """All samples in dataset order on rank 0, None elsewhere."""
-        if group.size == 1:
-            return mine
-        places = [
-            Grid(self.num_samples, self._batch_size, rank, group.size).indices()
-            for rank in range(group.size)
-        ]
-        order = torch.cat(places).argsort()
-        sizes = [len(place) for place in places]
-
-        def collect(tensors: list[Tensor]) -> Tensor:
-            parts = group.gather(tensors[0], sizes)
-            return tensors[0] if parts is None else torch.cat(parts)[order]
-
-        everyone = mine.map(collect)
-        return everyone if group.rank == 0 else None
-
-    def _find_head(self, model: nn.Module, device: torch.device) -> nn.Linear | str:
-        if self._head is not None:
-            return self._head
-        batch = self._collate_fn([self._dataset[i] for i in range(min(2, self.num_samples))])
-        return find_head(model, to_device(batch, device), self._losses)
-
-    def _solve(self, gradients: SampleGradients, scoring_seconds: float) -> Selection:
-        """The selection from the measurements, on one process."""
-        labels = gradients.labels if self._labels is None else self._labels
-        if labels is not None:
-            classes, labels = labels.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-            if len(classes) == 1:
-                raise ValueError(
-                    f"all {self.num_samples} samples have label {int(classes[0])}: with one class "
-                    "there is nothing to tell apart; check the labels"
-                )
-        started = time.perf_counter()
-        factor = self._curvature.factor(gradients)
-        influence = Influence.build(gradients.rows(), factor, center=self._center)
-        factored = time.perf_counter()
-        with self._bar("solving", 1, 0) as bar:
-            solution = self._solver(
-                influence, self.budget, labels=labels, seed=self._seed, progress=_progress(bar)
-            )
-        solved = time.perf_counter()
-        pruned, kept = solution.pruned, complement(solution.pruned, self.num_samples)
-        step = newton_shift(gradients[kept], influence, self._curvature, pruned)
-        # Only a damping that was given is the penalty in use; the default one proves nothing.
-        penalty = getattr(self._curvature, "damping", None) if self._center else None
-        bound = convex_bound(influence, pruned, penalty) if penalty else None
-        random = random_shift(influence, len(pruned), self._seed)
-        return Selection(
-            pruned=pruned,
-            num_samples=self.num_samples,
-            shift=float(solution.norm),
-            newton_shift=float(step.norm()),
-            bound=bound,
-            budget=self.budget,
-            metadata={
-                "scoring_seconds": scoring_seconds,
-                "curvature_seconds": factored - started,
-                "solving_seconds": solved - factored,
-                "certificate_seconds": time.perf_counter() - solved,
-                "curvature": type(self._curvature).__name__,
-                "damping": factor.damping,
-                "parameters": math.prod(influence.gradients.shape),
-                "random_shift": random,
-                "mean_loss": float(gradients.losses.mean()),
-            },
-        )
-
-    def _check_dataset(self) -> None:
-        """Warn when reading an item twice gives two things: then the scores are of one draw."""
-        if self._checked:
-            return
-        self._checked = True
-        for index in {0, self.num_samples // 2, self.num_samples - 1}:
-            first, second = self._dataset[index], self._dataset[index]
-            if not same_item(first, second):
-                warnings.warn(
-                    f"score_dataset gives another item {index} each time it is read; scores would "
-                    "be of one random augmentation: give it the evaluation transform",
-                    stacklevel=6,
-                )
-                return
-
-    def _bar(self, name: str, total: int, rank: int) -> tqdm[Any]:
-        silent = not self.progress or rank != 0
-        return tqdm(total=total, desc=name, disable=silent, leave=False, file=sys.stderr)
-
-
-def _progress(bar: tqdm[Any]) -> Progress:
-    def show(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-
-    return show
+        chosen, held_out = self._selector, self._validation
+        cost = chosen.cost.numpy().tobytes() if isinstance(chosen.cost, Tensor) else b""
+        constraints = b"" if chosen.constraints is None else chosen.constraints.to_bytes()
+        settings = (
+            self.num_samples, self._batch_size, chosen.seed, self.budget, chosen.cost_weight,
+            None if held_out is None else dataset_size(held_out),
+        )  # fmt: skip
+        return repr(settings).encode() + b"|" + cost + b"|" + constraints
 
 
 def _check_objects(budget: object, losses: object, curvature: object, solver: object) -> None:
@@ -268,19 +288,3 @@ def _check_objects(budget: object, losses: object, curvature: object, solver: ob
         raise TypeError(f"curvature must be an object such as ExactCurvature(), got {curvature!r}")
     if solver is not None and not callable(solver):
         raise TypeError(f"solver must be a function such as prunesampler.anneal, got {solver!r}")
-
-
-def _check_measured(part: SampleGradients, indices: list[int]) -> None:
-    """Check a batch's measurements, naming samples."""
-    if len(part) != len(indices):
-        raise ValueError(
-            f"a batch of {len(indices)} samples gave {len(part)} gradients; the model must return "
-            "one output per sample"
-        )
-    finite = part.losses.isfinite() & part.delta.isfinite().all(1) & part.inputs.isfinite().all(1)
-    if not finite.all():
-        bad = [index for index, good in zip(indices, finite.tolist(), strict=True) if not good]
-        raise ValueError(
-            f"loss or gradient is not finite for samples {bad[:5]}{' and more' * (len(bad) > 5)}; "
-            "look at these samples, or at the learning rate if it is many"
-        )

@@ -1,13 +1,12 @@
-"""What to prune and what was pruned: budgets, selections, and selections on disk."""
+"""What was pruned: selections, in memory and on disk."""
 
 from __future__ import annotations
 
 import json
 import math
-import operator
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,110 +17,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from prunesampler.budget import Budget
+
 FORMAT = "prunesampler.selection"
-VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How much to prune. Give exactly one of ``fraction``, ``count`` and ``epsilon``.
-
-    Args:
-        fraction: prune this share of the whole dataset, in (0, 1), rounded to whole samples.
-        count: prune exactly this many samples.
-        epsilon: prune as many samples as can be found whose predicted (first-order) parameter
-            shift has a norm of at most this, in the units of the scored layer's parameters. It
-            bounds a prediction, not the accuracy of a network that is retrained.
-        max_fraction: with ``epsilon``, never prune more than this share. Influences sum to zero,
-            so without a cap "prune everything" would satisfy any epsilon.
-        min_per_class: keep at least this many samples of every class (all of a smaller class).
-            Where classes are unknown a floor of one does nothing and a higher one is an error.
-
-    Raises:
-        ValueError: for a value out of range, or not exactly one of the three.
-        TypeError: for a value that is no number.
-    """
-
-    fraction: float | None = None
-    count: int | None = None
-    epsilon: float | None = None
-    max_fraction: float = 0.9
-    min_per_class: int = 1
-
-    def __post_init__(self) -> None:
-        given = [k for k in ("fraction", "count", "epsilon") if getattr(self, k) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"a budget takes exactly one of fraction, count and epsilon, got {given or 'none'}"
-            )
-        for name in ("fraction", "epsilon", "max_fraction"):
-            self._convert(name, float)
-        for name in ("count", "min_per_class"):
-            self._convert(name, operator.index)
-        if self.fraction is not None and not 0 < self.fraction < 1:
-            raise ValueError(
-                f"fraction must lie between 0 and 1, got {self.fraction}; 0.4 prunes 40 %"
-            )
-        if self.count is not None and self.count < 1:
-            raise ValueError(f"count must be a whole number of at least 1, got {self.count}")
-        if self.epsilon is not None and not 0 <= self.epsilon < math.inf:
-            raise ValueError(
-                f"epsilon must be zero or more and finite, got {self.epsilon}; it bounds a norm"
-            )
-        if not 0 < self.max_fraction < 1:
-            raise ValueError(f"max_fraction must lie between 0 and 1, got {self.max_fraction}")
-        if self.min_per_class < 0:
-            raise ValueError(f"min_per_class must be zero or more, got {self.min_per_class}")
-
-    def _convert(self, name: str, kind: Callable[[Any], float]) -> None:
-        """Turn numbers of NumPy and torch into Python's, so that a budget can be saved."""
-        value = getattr(self, name)
-        if value is None:
-            return
-        try:
-            if isinstance(value, (str, bool)):
-                raise TypeError
-            object.__setattr__(self, name, kind(value))
-        except TypeError as error:
-            what = "a whole number" if kind is operator.index else "a number"
-            raise TypeError(f"{name} must be {what}, got {value!r}") from error
-
-    def size(self, num_samples: int) -> int:
-        """Number of samples to prune out of ``num_samples``; with ``epsilon``, the most.
-
-        Raises:
-            ValueError: when that is none or all of them.
-        """
-        if self.count is not None:
-            size, asked = self.count, f"count={self.count}"
-        elif self.fraction is not None:
-            size, asked = round(self.fraction * num_samples), f"fraction={self.fraction}"
-        else:
-            size = math.floor(self.max_fraction * num_samples + 1e-9)
-            asked = f"max_fraction={self.max_fraction}"
-        if num_samples < 2:
-            raise ValueError(f"a dataset of {num_samples} sample cannot be pruned")
-        if not 1 <= size < num_samples:
-            raise ValueError(
-                f"{asked} of {num_samples} samples prunes {size}; a selection prunes at least one "
-                f"sample and keeps at least one: ask for 1 to {num_samples - 1}"
-            )
-        return size
-
-    def floors(self, labels: Tensor | None) -> Tensor | None:
-        """Samples to keep of each class, int64, shape (classes,); None where there is no floor.
-
-        Raises:
-            ValueError: when a floor above one is asked for and labels are unknown.
-        """
-        if self.min_per_class == 0 or (labels is None and self.min_per_class == 1):
-            return None
-        if labels is None:
-            raise ValueError(
-                f"min_per_class={self.min_per_class} needs the class of every sample, which this "
-                "loss does not tell; pass labels="
-            )
-        return torch.bincount(labels).clamp(max=self.min_per_class)
+VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,10 +33,16 @@ class Selection:
         shift: norm of the first-order parameter shift, in the units of the scored parameters.
         newton_shift: norm of one Newton step on the kept samples from the parameters at hand: the
             same with the curvature of the kept samples. Closer to the truth, still a prediction.
-        bound: proved upper bound on the shift, or None. It holds when the scored layer alone is
-            trained, with a convex loss and an L2 penalty equal to the damping, to convergence.
+            NaN where it was not computed: for redrawn sets.
+        bound: proved upper bound on the shift, in the units of the parameters, or None. It holds
+            when the scored layer alone is trained, with a convex loss and an L2 penalty equal to the
+            damping, to convergence, before and after pruning.
         budget: what was asked for.
         metadata: seconds, settings and counts of the run, JSON values.
+        curvature_share: the kept samples' curvature is at least this share of the full one in every
+            direction (`prunesampler.certificate.curvature_share`), or None where not computed.
+        loss_bound: proved, where ``bound`` is: the mean loss over any samples whose inputs of the
+            layer are on average no longer than the training samples' changes by at most this.
 
     Raises:
         ValueError: for indices that are not ascending, distinct and within the dataset, or that
@@ -151,6 +56,8 @@ class Selection:
     bound: float | None
     budget: Budget
     metadata: dict[str, Any] = field(default_factory=dict)
+    curvature_share: float | None = None
+    loss_bound: float | None = None
 
     def __post_init__(self) -> None:
         pruned, n = self.pruned, self.num_samples
@@ -167,6 +74,32 @@ class Selection:
     def kept(self) -> Tensor:
         """Indices that stay, int64, shape (n - m,), ascending."""
         return complement(self.pruned, self.num_samples)
+
+    @property
+    def certificate(self) -> str:
+        """What is proved, what is predicted and what is only hoped, with the conditions of each."""
+        proved = "nothing: give the curvature the L2 penalty in use as damping"
+        if self.bound is not None:
+            loss = (
+                ""
+                if self.loss_bound is None
+                else f", mean loss changed by <= {self.loss_bound:.3g}"
+            )
+            proved = (
+                f"shift <= {self.bound:.3g}{loss}, if only this layer is trained, with a convex loss "
+                f"and the L2 penalty {self.metadata.get('damping', math.nan):.3g}, to convergence"
+            )
+        predicted = f"shift {self.shift:.3g} to first order"
+        if not math.isnan(self.newton_shift):
+            predicted += f", {self.newton_shift:.3g} with the curvature of the kept samples"
+        if "random_shift" in self.metadata:
+            predicted += f" (a random set {self.metadata['random_shift']:.3g})"
+        if self.curvature_share is not None:
+            predicted += f"; {self.curvature_share:.0%} of the curvature kept in every direction"
+        return (
+            f"proved: {proved}\npredicted: {predicted}\n"
+            "hoped: that a network whose other layers are trained too ends as accurate"
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a safetensors file, atomically: the file is whole or not there."""
@@ -195,6 +128,8 @@ class Selection:
             "bound": self.bound,
             "budget": asdict(self.budget),
             "metadata": self.metadata,
+            "curvature_share": self.curvature_share,
+            "loss_bound": self.loss_bound,
         }
         return save_tensors({"pruned": self.pruned.contiguous()}, {"header": json.dumps(header)})
 
@@ -213,9 +148,11 @@ class Selection:
                 num_samples=_number(header["num_samples"], int),
                 shift=_number(header["shift"], float),
                 newton_shift=_number(header["newton_shift"], float),
-                bound=None if header["bound"] is None else _number(header["bound"], float),
+                bound=_optional(header["bound"]),
                 budget=Budget(**header["budget"]),
                 metadata=dict(header["metadata"]),
+                curvature_share=_optional(header["curvature_share"]),
+                loss_bound=_optional(header["loss_bound"]),
             )
         except (KeyError, TypeError, SafetensorError) as error:
             raise ValueError(f"not a complete selection: {error!r}") from error
@@ -255,6 +192,10 @@ def _read_header(data: bytes) -> Mapping[str, Any]:
             f"this is {form!r} version {version!r}; this release reads {FORMAT!r} version {VERSION}"
         )
     return header  # type: ignore[no-any-return]
+
+
+def _optional(value: Any) -> float | None:
+    return None if value is None else float(_number(value, float))
 
 
 def _number(value: Any, kind: type) -> Any:

@@ -5,39 +5,34 @@ Problem A (``epsilon``): of all sets with ``||shift|| <= epsilon`` choose one of
 Both are from Yang et al., ICLR 2023, section 3.2; both are combinatorial, so `anneal` and
 `exchange` find good sets, and only `exhaustive` finds the best.
 
-A solver is a function ``(influence, budget, *, labels, seed, progress) -> Solution``. It uses no
-global random numbers, and the same arguments give the same set on the same hardware. Set its other
-options with ``functools.partial``. The search runs in the whitened float32 coordinates of the
-influence; the norm in the solution is computed afresh, in float64 and in the units of the
-parameters, from the set that is returned.
+A solver is a function ``(influence, budget, *, labels, constraints, cost, seed, progress) ->
+Solution``. It uses no global random numbers, and the same arguments give the same set on the same
+hardware. Set its other options with ``functools.partial``. With a cost, the energy is the norm as a
+share of that of a random set of the same size, plus the mean cost of the pruned samples.
+
+The search runs in the whitened float32 coordinates of the influence; the norm in the solution is
+computed afresh, in float64 and in the influence's metric, from the set that is returned.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from prunesampler.budget import Budget
+from prunesampler.constraints import Constraints
+from prunesampler.guarantee import Minimise, Progress, Solution, largest_within
 from prunesampler.influence import Influence
-from prunesampler.selection import Budget
+from prunesampler.problem import Problem
 
-Progress = Callable[[int, int], None]
-"""Called now and then with the steps done and the steps in all."""
+__all__ = ["Minimise", "Progress", "Solution", "Solver", "cheapest", "exhaustive", "solve"]
 
-
-class Solution(NamedTuple):
-    """Indices to prune, int64 and ascending, and the float64 norm of their first-order shift."""
-
-    pruned: Tensor
-    norm: float
-
-
-Minimise = Callable[[int, Progress | None], Tensor]
-"""From a size to the indices of a set of that size with a small shift, ascending."""
+EXHAUSTIVE = 24
+"""Units that `exhaustive` takes at most: 16 million sets."""
 
 
 class Solver(Protocol):
@@ -49,10 +44,25 @@ class Solver(Protocol):
         budget: Budget,
         *,
         labels: Tensor | None = None,
+        constraints: Constraints | None = None,
+        cost: Tensor | None = None,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Solution:
         """Choose the samples to prune."""
+
+
+def solve(problem: Problem, minimise: Minimise, progress: Progress | None) -> Solution:
+    """Solve either problem with a function that finds a set of a given size with low energy.
+
+    Raises:
+        ValueError: when the budget cannot be met.
+    """
+    size, epsilon = problem.size(), problem.budget.epsilon
+    if epsilon is not None:
+        return largest_within(problem, size, epsilon, minimise, progress)
+    pruned = minimise(size, progress)
+    return Solution(pruned, problem.influence.shift_norm(pruned))
 
 
 def exhaustive(
@@ -60,125 +70,140 @@ def exhaustive(
     budget: Budget,
     *,
     labels: Tensor | None = None,
+    constraints: Constraints | None = None,
+    cost: Tensor | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Solution:
-    """Try every set and return the best, in the units of the parameters. For tests: n <= 24.
+    """Try every set and return the best, in the influence's metric. For tests: n <= 24.
+
+    With epsilon every size is tried, from the largest down.
 
     Args:
         influence: of n samples.
         budget: how much to prune.
         labels: classes, int64, shape (n,), for the budget's floors.
+        constraints: what else to respect.
+        cost: of pruning each sample, shape (n,); see the module.
         seed: unused, as every solver takes one.
         progress: see :data:`Progress`.
 
     Raises:
-        ValueError: when n is above 24, or the budget cannot be met.
+        ValueError: when there are more than 24 units, or the budget cannot be met.
     """
     del seed
-    n = len(influence)
-    if n > 24:
-        raise ValueError(f"exhaustive search takes at most 24 samples, got {n}; use anneal")
-    single = torch.stack([influence.gradient_sum(torch.tensor([i])) for i in range(n)])
-    vectors = torch.stack([influence.factor.solve(g).flatten() for g in single])
-    gram = vectors @ vectors.T
-    floors = budget.floors(labels)
+    problem = Problem.of(influence, budget, labels, constraints, cost)
+    if len(problem) > EXHAUSTIVE:
+        raise ValueError(
+            f"exhaustive search takes at most {EXHAUSTIVE} samples, got {len(problem)}; use anneal"
+        )
+    sets = _every_set(len(problem))
+    sizes = sets @ problem.sizes().double() + len(problem.forced)
+    squares = _squared_sums(problem, sets)
 
     def minimise(size: int, progress: Progress | None) -> Tensor:
-        sets = torch.tensor(list(itertools.combinations(range(n), size)))
-        masks = torch.zeros(len(sets), n, dtype=torch.float64).scatter_(1, sets, 1.0)
-        values = ((masks @ gram) * masks).sum(1)
-        if floors is not None and labels is not None:
-            classes = torch.nn.functional.one_hot(labels, len(floors)).double()
-            values[(((1 - masks) @ classes) < floors).any(1)] = math.inf
+        units, limits = problem.units(size), problem.limits(size)
+        within = _within(sets, problem, limits.floors) & (sizes <= size)
+        short = (len(problem.forced) + int(limits.least[0]) - sizes).clamp(min=0)
+        within &= short == short[within].min()
+        energy = squares.clamp(min=0).sqrt() + _random_norm(problem, size) * (
+            sets @ torch.from_numpy(units.costs)
+        )
+        energy[~within] = math.inf
         if progress:
             progress(1, 1)
-        return sets[values.argmin()]
+        return problem.samples(sets[energy.argmin()].bool().numpy())
 
-    return solve_by_size(influence, budget, labels, minimise, progress, every_size)
+    if budget.epsilon is not None:
+        return _best_size(problem, budget.epsilon, minimise, progress)
+    return solve(problem, minimise, progress)
 
 
-def solve_by_size(
+def cheapest(
     influence: Influence,
     budget: Budget,
-    labels: Tensor | None,
-    minimise: Minimise,
-    progress: Progress | None,
-    largest: Largest | None = None,
+    *,
+    labels: Tensor | None = None,
+    constraints: Constraints | None = None,
+    cost: Tensor | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Solution:
-    """Solve either problem with a function that finds a set of a given size with a small shift.
+    """Prune the cheapest samples, whatever their shift: score-based selection.
+
+    With `prunesampler.costs.el2n` as cost this is pruning by EL2N, and so on. Exact for single
+    samples: the cheapest that the floors let go. Groups go by their cost per sample.
 
     Args:
-        influence: of n samples.
+        influence: of n samples, for the norm in the solution.
         budget: how much to prune.
         labels: classes, int64, shape (n,), for the budget's floors.
-        minimise: see :data:`Minimise`.
+        constraints: what else to respect.
+        cost: of pruning each sample, shape (n,); needed. Equal costs go in random order.
+        seed: of that order.
         progress: see :data:`Progress`.
-        largest: how to find the largest size within epsilon; default bisection.
 
     Raises:
-        ValueError: when the floors leave too few samples to prune.
+        ValueError: without a cost, with epsilon, or when the budget cannot be met.
     """
-    size = budget.size(len(influence))
-    floors = budget.floors(labels)
-    free = len(influence) - (0 if floors is None else int(floors.sum()))
-    if budget.epsilon is None:
-        if size > free:
-            raise ValueError(
-                f"the budget prunes {size} of {len(influence)} samples, but "
-                f"min_per_class={budget.min_per_class} lets at most {free} go; lower one of them"
-            )
-        pruned = minimise(size, progress)
-        return Solution(pruned, influence.shift_norm(pruned))
-    find = bisect_size if largest is None else largest
-    return find(influence, min(size, free), budget.epsilon, minimise, progress)
+    if cost is None or budget.epsilon is not None:
+        raise ValueError("cheapest needs a cost and a fraction or count; give them, or use anneal")
+    problem = Problem.of(influence, budget, labels, constraints, cost)
+    chance = np.random.default_rng(seed).permutation(len(problem))
+    price = problem.units(1).costs / problem.sizes().numpy()
+    order = chance[np.argsort(price[chance], kind="stable")]
 
-
-def bisect_size(
-    influence: Influence,
-    cap: int,
-    epsilon: float,
-    minimise: Minimise,
-    progress: Progress | None,
-) -> Solution:
-    """Bisect the size: the largest set found whose shift stays within epsilon, maybe empty.
-
-    The smallest shift mostly grows with the size, not always; a larger set may be missed.
-    """
-    best = Solution(torch.zeros(0, dtype=torch.int64), 0.0)
-    low, high, size = 0, cap, cap
-    rounds, done = cap.bit_length() + 1, 0
-    while low < high:
-        pruned = minimise(size, None)
-        norm = influence.shift_norm(pruned)
-        if norm <= epsilon:
-            low, best = size, Solution(pruned, norm)
-        else:
-            high = size - 1
-        size = (low + high + 1) // 2
-        done += 1
+    def minimise(size: int, progress: Progress | None) -> Tensor:
         if progress:
-            progress(min(done, rounds), rounds)
-    if progress:
-        progress(rounds, rounds)
-    return best
+            progress(1, 1)
+        return problem.samples(problem.fill(order, size)[0])
+
+    return solve(problem, minimise, progress)
 
 
-def every_size(
-    influence: Influence,
-    cap: int,
-    epsilon: float,
-    minimise: Minimise,
-    progress: Progress | None,
+def _best_size(
+    problem: Problem, epsilon: float, minimise: Minimise, progress: Progress | None
 ) -> Solution:
-    """Try every size from the largest down: exact if ``minimise`` is."""
-    for size in range(cap, 0, -1):
+    for size in range(problem.size(), max(0, len(problem.forced) - 1), -1):
         pruned = minimise(size, progress)
-        norm = influence.shift_norm(pruned)
+        norm = problem.influence.shift_norm(pruned)
         if norm <= epsilon:
             return Solution(pruned, norm)
-    return Solution(torch.zeros(0, dtype=torch.int64), 0.0)
+    return largest_within(problem, 0, epsilon, minimise, progress)
 
 
-Largest = Callable[[Influence, int, float, Minimise, Progress | None], Solution]
-"""How to find the largest size within epsilon: `bisect_size` or `every_size`."""
+def _every_set(count: int) -> Tensor:
+    """All subsets of so many units as rows of zeros and ones, float64, shape (2^count, count)."""
+    return ((torch.arange(2**count)[:, None] >> torch.arange(count)) & 1).double()
+
+
+def _squared_sums(problem: Problem, sets: Tensor) -> Tensor:
+    """Squared norm, in the metric, of the summed influence of each set, forced samples included."""
+    influence, n = problem.influence, len(problem.influence)
+    single = [
+        influence.gradient_sum(problem.members[a:b]) for a, b in problem.start.unfold(0, 2, 1)
+    ]
+    sums = torch.stack([influence.gradient_sum(problem.forced), *single])
+    shifts = influence.factor.solve(sums)
+    gram = shifts.flatten(1) @ influence.metric(influence.factor, shifts).flatten(1).T
+    return (sets @ gram[1:, 1:] * sets).sum(1) / n**2 + (2 * sets @ gram[1:, 0] + gram[0, 0]) / n**2
+
+
+def _random_norm(problem: Problem, size: int) -> float:
+    """Root mean square, in the metric, of the summed influence of random sets of single samples."""
+    influence, n = problem.influence, len(problem.influence)
+    spread = influence.squares(
+        torch.stack([influence.gradient_sum(torch.tensor([i])) for i in range(n)])
+    )
+    return math.sqrt(size * (n - size) / (n * (n - 1)) * float(spread.sum())) / n
+
+
+def _within(sets: Tensor, problem: Problem, floors: np.ndarray) -> Tensor:
+    """Which sets leave every class its floor."""
+    if not len(floors) or problem.labels is None:
+        return torch.ones(len(sets), dtype=torch.bool)
+    classes = torch.nn.functional.one_hot(problem.labels, len(floors)).double()
+    pruned = torch.zeros(len(problem), len(floors), dtype=torch.float64)
+    pruned.index_add_(0, problem.unit_of_members(), classes[problem.members])
+    stay = classes[torch.cat([problem.members, problem.bound])].sum(0)
+    return (stay - sets @ pruned >= torch.from_numpy(floors)).all(1)

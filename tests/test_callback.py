@@ -135,7 +135,7 @@ def test_the_log_line(model, few_digits, caplog):
     sampler, callback = make(few_digits)
     run(callback, sampler, model, few_digits, 2)
     (line,) = [record.message for record in caplog.records]
-    for part in ("after epoch 1", "measured 200 samples, kept 120 (60.0%)", "first order", "Newton",
+    for part in ("after epoch 1", "kept 120 of 200 samples (60.0%)", "to first order", "with the curvature of the kept",
                  "random set", "scoring", "solving", "of the last epoch"):  # fmt: skip
         assert part in line, line
 

@@ -7,12 +7,15 @@ from pathlib import Path
 import prunesampler
 
 ROWS = [
-    {"influence", "selection", "metropolis", "checks"},
-    {"samples", "solvers"},
-    {"losses", "curvature", "annealing"},
-    {"certificate"},
+    {"influence", "budget", "kernels", "checks"},
+    {"samples", "selection", "constraints", "certificate"},
+    {"losses", "curvature", "scores", "problem"},
+    {"costs", "guarantee", "search", "rotation"},
+    {"solvers", "frontier", "report"},
+    {"annealing", "exchange", "selector"},
     {"gradients", "sampler", "distributed", "isolation"},
     {"loaders"},
+    {"measuring"},
     {"pruner"},
     {"callback"},
     {"__init__"},

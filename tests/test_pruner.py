@@ -288,7 +288,7 @@ def test_wrong_models_and_losses_leave_no_trace(model, few_digits):
     model.train()
     wrong = {
         "already reduced": pruner(few_digits, losses=lambda m, b: F.cross_entropy(m(b[0]), b[1])),
-        "min_per_class=30 lets at most": pruner(
+        "min_per_class=30 keeps 200 in 10 classes, which lets at most 0 go": pruner(
             few_digits, budget=Budget(fraction=0.9, min_per_class=30)
         ),
         "no layer 'fc'": pruner(few_digits, head="fc"),

@@ -1,7 +1,7 @@
 import numba
 import numpy as np
 
-from prunesampler import metropolis
+from prunesampler import kernels
 
 
 def test_without_a_place_to_keep_machine_code_it_compiles_all_the_same(monkeypatch):
@@ -13,7 +13,7 @@ def test_without_a_place_to_keep_machine_code_it_compiles_all_the_same(monkeypat
         return njit(*arguments, **options)
 
     monkeypatch.setattr(numba, "njit", no_cache)
-    double = metropolis.compiled(lambda x: 2 * x)
+    double = kernels.compiled(lambda x: 2 * x)
     assert double(21) == 42
 
 
@@ -27,4 +27,4 @@ def test_random_numbers_are_those_of_splitmix64():
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
         expected.append(z ^ (z >> 31))
     found = np.array([1234567], dtype=np.uint64)
-    assert [int(metropolis.next_random(found)) for _ in range(3)] == expected
+    assert [int(kernels.next_random(found)) for _ in range(3)] == expected

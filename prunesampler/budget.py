@@ -1,0 +1,166 @@
+"""How much to prune."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much to prune. Give exactly one of ``fraction``, ``count`` and ``epsilon``.
+
+    Args:
+        fraction: prune this share of the whole dataset, in (0, 1), rounded to whole samples.
+        count: prune exactly this many samples.
+        epsilon: prune as many samples as can be found whose predicted (first-order) parameter
+            shift has a norm of at most this, in the units of the scored layer's parameters. It
+            bounds a prediction, not the accuracy of a network that is retrained.
+        max_fraction: with ``epsilon``, never prune more than this share. Influences sum to zero,
+            so without a cap "prune everything" would satisfy any epsilon.
+        min_per_class: keep at least this many samples of every class (all of a smaller class).
+            Where classes are unknown a floor of one does nothing and a higher one is an error.
+        proportional: every class keeps its share of the kept samples, rounded to whole samples by
+            largest remainders, and no less than ``min_per_class``.
+        min_curvature: with ``epsilon``, the kept samples' curvature stays at least this share of
+            the full one in every direction: a shift within epsilon is worth little along a
+            direction that only the damping still holds.
+
+    Raises:
+        ValueError: for a value out of range, or not exactly one of the three.
+        TypeError: for a value that is no number.
+    """
+
+    fraction: float | None = None
+    count: int | None = None
+    epsilon: float | None = None
+    max_fraction: float = 0.9
+    min_per_class: int = 1
+    proportional: bool = False
+    min_curvature: float = 0.1
+
+    def __post_init__(self) -> None:
+        given = [k for k in ("fraction", "count", "epsilon") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"a budget takes exactly one of fraction, count and epsilon, got {given or 'none'}"
+            )
+        for name in ("fraction", "epsilon", "max_fraction", "min_curvature"):
+            self._convert(name, float)
+        for name in ("count", "min_per_class"):
+            self._convert(name, operator.index)
+        if not isinstance(self.proportional, bool):
+            raise TypeError(f"proportional must be True or False, got {self.proportional!r}")
+        self._check("fraction", lambda x: 0 < x < 1, "lie between 0 and 1", "0.4 prunes 40 %")
+        self._check(
+            "count",
+            lambda x: x >= 1,
+            "be a whole number of at least 1",
+            "it is a number of samples",
+        )
+        self._check(
+            "epsilon", lambda x: 0 <= x < math.inf, "be zero or more and finite", "it bounds a norm"
+        )
+        self._check(
+            "max_fraction", lambda x: 0 < x < 1, "lie between 0 and 1", "0.9 prunes 90 % at most"
+        )
+        self._check("min_curvature", lambda x: 0 <= x < 1, "lie between 0 and 1", "it is a share")
+        self._check(
+            "min_per_class", lambda x: x >= 0, "be zero or more", "it is a number of samples"
+        )
+
+    def _check(self, name: str, valid: Callable[[Any], bool], rule: str, hint: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not valid(value):
+            raise ValueError(f"{name} must {rule}, got {value}; {hint}")
+
+    def _convert(self, name: str, kind: Callable[[Any], float]) -> None:
+        """Turn numbers of NumPy and torch into Python's, so that a budget can be saved."""
+        value = getattr(self, name)
+        if value is None:
+            return
+        try:
+            if isinstance(value, (str, bool)):
+                raise TypeError
+            object.__setattr__(self, name, kind(value))
+        except TypeError as error:
+            what = "a whole number" if kind is operator.index else "a number"
+            raise TypeError(f"{name} must be {what}, got {value!r}") from error
+
+    def size(self, num_samples: int) -> int:
+        """Number of samples to prune out of ``num_samples``; with ``epsilon``, the most.
+
+        Raises:
+            ValueError: when that is none or all of them.
+        """
+        if self.count is not None:
+            size, asked = self.count, f"count={self.count}"
+        elif self.fraction is not None:
+            size, asked = round(self.fraction * num_samples), f"fraction={self.fraction}"
+        else:
+            size = math.floor(self.max_fraction * num_samples + 1e-9)
+            asked = f"max_fraction={self.max_fraction}"
+        if num_samples < 2:
+            raise ValueError(f"a dataset of {num_samples} sample cannot be pruned")
+        if not 1 <= size < num_samples:
+            raise ValueError(
+                f"{asked} of {num_samples} samples prunes {size}; a selection prunes at least one "
+                f"sample and keeps at least one: ask for 1 to {num_samples - 1}"
+            )
+        return size
+
+    def floors(self, labels: Tensor | None, size: int | None = None) -> Tensor | None:
+        """Samples to keep of each class, int64, shape (classes,); None where there is no floor.
+
+        Args:
+            labels: classes, int64, shape (n,), or None where they are unknown.
+            size: samples to prune; with ``proportional`` the floors depend on it.
+
+        Raises:
+            ValueError: when floors are asked for that need the classes, and they are unknown.
+        """
+        if labels is None:
+            if self.proportional or self.min_per_class > 1:
+                floor = f"min_per_class={self.min_per_class}"
+                asked = "proportional=True" if self.proportional else floor
+                raise ValueError(
+                    f"{asked} needs the class of every sample, "
+                    "which this loss does not tell; pass labels="
+                )
+            return None
+        counts = torch.bincount(labels)
+        floors = counts.clamp(max=self.min_per_class)
+        if not self.proportional or size is None:
+            return floors if self.min_per_class or self.proportional else None
+        return _shares(counts, floors, len(labels) - size)
+
+
+def _shares(counts: Tensor, floors: Tensor, kept: int) -> Tensor:
+    """Split ``kept`` over classes in proportion to their counts, none below its floor.
+
+    The proportion is lowered where floors take more than their share; what rounding down leaves
+    goes to the largest remainders. Where the floors alone are more than ``kept`` they stand.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (
+            (middle, high) if _level(counts, floors, middle).sum() <= kept else (low, middle)
+        )
+    exact = _level(counts, floors, low)
+    whole = (exact + 1e-9).floor().long()
+    left = max(0, kept - int(whole.sum()))
+    room = whole < counts
+    order = torch.where(room, exact - whole, -1.0).argsort(descending=True, stable=True)
+    whole[order[: min(left, int(room.sum()))]] += 1
+    return whole
+
+
+def _level(counts: Tensor, floors: Tensor, share: float) -> Tensor:
+    return torch.maximum(share * counts.double(), floors.double())

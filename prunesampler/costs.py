@@ -1,0 +1,92 @@
+"""Ready-made linear costs: what pruning a sample costs, from quantities that scoring has already.
+
+Each takes the scores and returns one number per sample, float64, shape (n,). The samples of lowest
+cost are pruned first. With ``solver=cheapest`` the cost alone decides, which is score-based pruning;
+with another solver it stands beside the norm of the group's shift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from prunesampler.influence import loss_distance
+from prunesampler.samples import SoftmaxHessian
+from prunesampler.scores import Scores
+
+Cost = Callable[[Scores], Tensor]
+"""From scores to the cost of pruning each sample, shape (n,)."""
+
+
+def influence_norm(scores: Scores) -> Tensor:
+    """Norm of each sample's influence, in the metric in use: prune what moves the parameters least.
+
+    Source: the single-sample criterion of Yang et al., ICLR 2023.
+    """
+    influence = scores.influence
+    return influence.sample_squares().sqrt() / len(influence)
+
+
+def self_influence(scores: Scores) -> Tensor:
+    """``(g_i - gbar)^T H^-1 (g_i - gbar) / n``: how much a sample's own loss rises without it.
+
+    Source: Koh and Liang, "Understanding Black-box Predictions via Influence Functions", ICML 2017.
+    High for rare and for mislabelled samples.
+    """
+    influence = replace(scores.influence, metric=loss_distance)
+    return influence.sample_squares() / len(influence)
+
+
+def el2n(scores: Scores) -> Tensor:
+    """Norm of the loss's gradient by the layer's outputs; for cross-entropy the error ``||p - y||``.
+
+    Source: Paul et al., "Deep Learning on a Data Diet", NeurIPS 2021, definition 2.2, there averaged
+    over networks; here it is of the network at hand.
+    """
+    error: Tensor = scores.gradients.delta.double().norm(dim=1)
+    return error
+
+
+def grand(scores: Scores) -> Tensor:
+    """Norm of the gradient by the layer's parameters: GraNd of the head.
+
+    Source: Paul et al., NeurIPS 2021, definition 2.1, there of all parameters.
+    """
+    return scores.gradients.rows().norms()
+
+
+def margin(scores: Scores) -> Tensor:
+    """Largest probability of another class less that of the sample's own: high for hard samples.
+
+    Raises:
+        ValueError: for other losses than cross-entropy on class indices.
+    """
+    hessian = scores.gradients.hessian
+    labels = scores.gradients.labels
+    if not isinstance(hessian, SoftmaxHessian) or labels is None:
+        raise ValueError("margin needs cross-entropy on class indices; choose el2n or grand")
+    own = torch.nn.functional.one_hot(labels, hessian.probabilities.shape[1]).bool()
+    probabilities = hessian.probabilities.double()
+    others = probabilities.masked_fill(own, -1.0).max(dim=1).values
+    difference: Tensor = others - probabilities[own]
+    return difference
+
+
+def validation_loss(scores: Scores) -> Tensor:
+    """Predicted change of the mean validation loss when a sample is removed, to first order.
+
+    ``grad(validation loss) . s_i``: negative where removing the sample helps. Prune what harms.
+    Source: Koh and Liang, ICML 2017, equation 2.
+
+    Raises:
+        ValueError: when the pruner was given no validation set.
+    """
+    if scores.validation is None:
+        raise ValueError("validation_loss needs validation samples: pass validation= to the pruner")
+    influence = scores.influence
+    direction = influence.factor.solve(scores.validation)
+    centred = influence.gradients.inner(direction) - (influence.mean * direction).sum()
+    return centred / len(influence)

@@ -1,0 +1,83 @@
+"""What one pass over the data is worth: measurements, and the influence that follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunesampler.influence import Influence
+from prunesampler.samples import (
+    DenseHessian,
+    DiagonalHessian,
+    OutputHessian,
+    SampleGradients,
+    SoftmaxHessian,
+)
+
+HESSIANS: dict[str, type[OutputHessian]] = {
+    kind.__name__: kind for kind in (SoftmaxHessian, DiagonalHessian, DenseHessian)
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """All that selecting needs; selections of any size can be taken from it, again and again.
+
+    Args:
+        gradients: measurements of the n samples.
+        influence: of the same samples.
+        labels: class of every sample from 0 on, int64, shape (n,), or None where unknown.
+        validation: mean gradient of the validation samples, shape (K, D), float64, or None.
+        seconds: what measuring and the curvature took, by name.
+    """
+
+    gradients: SampleGradients
+    influence: Influence
+    labels: Tensor | None
+    validation: Tensor | None
+    seconds: dict[str, float]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Measurements as plain tensors; the influence is built anew from them."""
+        held = self.gradients
+        return {
+            "delta": held.delta,
+            "inputs": held.inputs,
+            "losses": held.losses,
+            "labels": held.labels,
+            "hessian": type(held.hessian).__name__,
+            "hessian_tensors": dict(held.hessian.tensors),
+            "validation": self.validation,
+        }
+
+
+def read_measurements(
+    state: Mapping[str, Any], num_samples: int
+) -> tuple[SampleGradients, Tensor | None]:
+    """Measurements and validation gradient from :meth:`Scores.state_dict`.
+
+    Raises:
+        ValueError: when they are not whole, or of another number of samples.
+    """
+    try:
+        hessian = HESSIANS[state["hessian"]](**state["hessian_tensors"])
+        names = ("delta", "inputs", "losses")
+        gradients = SampleGradients(
+            **{name: state[name] for name in names}, hessian=hessian, labels=state["labels"]
+        )
+        validation = state["validation"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not the measurements of a pruner: {error!r}") from error
+    tensors = [gradients.delta, gradients.inputs, gradients.losses, *hessian.tensors.values()]
+    if not all(isinstance(t, Tensor) and len(t) == num_samples for t in tensors):
+        raise ValueError(
+            f"the measurements are not of the {num_samples} samples of this dataset; resume with the "
+            "dataset of the checkpoint"
+        )
+    if not all(bool(torch.isfinite(t).all()) for t in tensors):
+        raise ValueError("the measurements hold numbers that are not finite: a damaged checkpoint")
+    return gradients, validation

@@ -1,0 +1,214 @@
+"""From scores to selections: everything after the pass over the data, on one process."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from prunesampler.budget import Budget
+from prunesampler.certificate import (
+    convex_bound,
+    curvature_share,
+    loss_bound,
+    newton_shift,
+    random_shift,
+)
+from prunesampler.checks import checked_cost
+from prunesampler.constraints import Constraints
+from prunesampler.costs import Cost
+from prunesampler.curvature import Curvature
+from prunesampler.guarantee import Progress, Solution
+from prunesampler.influence import Influence, Metric, length
+from prunesampler.problem import Problem
+from prunesampler.rotation import rotated
+from prunesampler.samples import SampleGradients
+from prunesampler.scores import Scores
+from prunesampler.selection import Selection, complement
+from prunesampler.solvers import Solver
+
+
+@dataclass(frozen=True, eq=False)
+class Selector:
+    """How to choose, once the samples are measured.
+
+    Args:
+        num_samples: n.
+        budget: how much to prune.
+        curvature: of the loss.
+        solver: of the selection problem.
+        metric: in which shifts are measured.
+        labels: class of every sample, or None to take what the loss saw.
+        constraints: what else to respect, or None.
+        cost: linear cost, one number per sample or a function of the scores, or None.
+        cost_weight: of the cost beside the shift.
+        center: subtract the mean gradient.
+        seed: of the solver.
+        lipschitz: constant of the loss by the layer's outputs, or None.
+    """
+
+    num_samples: int
+    budget: Budget
+    curvature: Curvature
+    solver: Solver
+    metric: Metric
+    labels: Tensor | None
+    constraints: Constraints | None
+    cost: Tensor | Cost | None
+    cost_weight: float
+    center: bool
+    seed: int
+    lipschitz: float | None
+
+    def scores(
+        self, gradients: SampleGradients, validation: Tensor | None, scoring_seconds: float
+    ) -> Scores:
+        """Factorise the curvature and build the influence.
+
+        Raises:
+            ValueError: when there is but one class, or the curvature cannot be factorised.
+        """
+        started = time.perf_counter()
+        labels = gradients.labels if self.labels is None else self.labels
+        if labels is not None:
+            classes, labels = labels.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+            if len(classes) == 1:
+                raise ValueError(
+                    f"all {self.num_samples} samples have label {int(classes[0])}: with one class "
+                    "there is nothing to tell apart; check the labels"
+                )
+        factor = self.curvature.factor(gradients)
+        influence = Influence.build(
+            gradients.rows(), factor, center=self.center, metric=self.metric
+        )
+        seconds = {"scoring_seconds": scoring_seconds, "curvature_seconds": _since(started)}
+        return Scores(gradients, influence, labels, validation, seconds)
+
+    def select(self, scores: Scores, progress: Progress | None) -> Selection:
+        """Solve the selection problem and certify the answer.
+
+        Raises:
+            ValueError: when the budget cannot be met.
+        """
+        return self._certified(scores, *self._solved(scores, progress))
+
+    def redraw(
+        self, scores: Scores, ages: Tensor, progress: Progress | None, *, certify: bool
+    ) -> Selection:
+        """Another selection from the same scores, for which the samples left out longest come back.
+
+        Args:
+            scores: of all samples.
+            ages: see `prunesampler.rotation`.
+            progress: see `prunesampler.guarantee.Progress`.
+            certify: compute the Newton shift and the kept curvature too; without, a draw is quick.
+        """
+        problem = Problem.of(scores.influence, self.budget, scores.labels, self.constraints)
+        turned = replace(
+            self,
+            constraints=rotated(problem, ages, self.constraints),
+            seed=self.seed + int(ages.abs().sum()) % 2**31,  # another search at every draw
+        )
+        solution, seconds = turned._solved(scores, progress)
+        if certify:
+            return turned._certified(scores, solution, seconds)
+        return self._report(scores, solution, seconds, time.perf_counter())
+
+    def frontier(
+        self, scores: Scores, fractions: Sequence[float], nested: bool, progress: Progress | None
+    ) -> list[Selection]:
+        """One certified selection per fraction, from the smallest to the largest.
+
+        Args:
+            scores: of all samples.
+            fractions: of the dataset to prune.
+            nested: let every set hold the ones before it.
+            progress: see `prunesampler.guarantee.Progress`.
+        """
+        found: list[Selection] = []
+        for number, fraction in enumerate(sorted(fractions)):
+            budget = replace(self.budget, fraction=fraction, count=None, epsilon=None)
+            constraints = self.constraints
+            if nested and found:
+                given = self.constraints or Constraints()
+                constraints = replace(given, prune=found[-1].pruned)
+            found.append(replace(self, budget=budget, constraints=constraints).select(scores, None))
+            if progress:
+                progress(number + 1, len(fractions))
+        return found
+
+    def _solved(self, scores: Scores, progress: Progress | None) -> tuple[Solution, float]:
+        started = time.perf_counter()
+        solution = self.solver(
+            scores.influence, self.budget, labels=scores.labels, constraints=self.constraints,
+            cost=self._weighed_cost(scores), seed=self.seed, progress=progress,
+        )  # fmt: skip
+        return solution, _since(started)
+
+    def _weighed_cost(self, scores: Scores) -> Tensor | None:
+        """The cost in standard deviations, times its weight."""
+        if self.cost is None:
+            return None
+        given = self.cost(scores) if callable(self.cost) else self.cost
+        cost = checked_cost(given, self.num_samples)
+        deviation = float(cost.std())
+        return self.cost_weight * (cost - cost.mean()) / (deviation or 1.0)
+
+    def _certified(self, scores: Scores, solution: Solution, seconds: float) -> Selection:
+        """The selection with all that needs the kept samples' curvature."""
+        started, influence = time.perf_counter(), scores.influence
+        while True:
+            kept = complement(solution.pruned, self.num_samples)
+            factor = self.curvature.factor(scores.gradients[kept], influence.factor.damping)
+            shape = influence.gradients.shape
+            share = curvature_share(factor, influence.factor, shape)
+            enough = self.budget.epsilon is None or share >= self.budget.min_curvature
+            if enough or len(solution.pruned) == 0:
+                break
+            fewer = replace(self.budget, max_fraction=0.9 * len(solution.pruned) / self.num_samples)
+            solution, again = replace(self, budget=fewer)._solved(scores, None)
+            seconds += again
+        step = newton_shift(factor, influence, solution.pruned)
+        newton = length(influence.metric, influence.factor, step)
+        selection = self._report(scores, solution, seconds, started)
+        return replace(selection, newton_shift=newton, curvature_share=share)
+
+    def _report(
+        self, scores: Scores, solution: Solution, seconds: float, started: float
+    ) -> Selection:
+        """The selection with all that is cheap to know; ``started`` is when certifying began."""
+        influence, pruned = scores.influence, solution.pruned
+        # Only a damping that was given is the penalty in use; the default one proves nothing.
+        penalty = getattr(self.curvature, "damping", None) if self.center else None
+        bound = convex_bound(influence, pruned, penalty) if penalty else None
+        on_loss = None
+        if bound is not None and self.lipschitz is not None:
+            on_loss = loss_bound(bound, scores.gradients.inputs, self.lipschitz)
+        random = random_shift(influence, len(pruned), self.seed)
+        return Selection(
+            pruned=pruned,
+            num_samples=self.num_samples,
+            shift=float(solution.norm),
+            newton_shift=math.nan,
+            bound=bound,
+            budget=self.budget,
+            loss_bound=on_loss,
+            metadata={
+                **scores.seconds,
+                "solving_seconds": seconds,
+                "certificate_seconds": _since(started),
+                "curvature": type(self.curvature).__name__,
+                "metric": getattr(self.metric, "__name__", repr(self.metric)),
+                "damping": influence.factor.damping,
+                "parameters": math.prod(influence.gradients.shape),
+                "random_shift": random,
+                "mean_loss": float(scores.gradients.losses.mean()),
+            },
+        )
+
+
+def _since(started: float) -> float:
+    return time.perf_counter() - started
