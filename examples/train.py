@@ -1,7 +1,7 @@
 """The main job: train on all data, on a random part, and on the part that influence keeps.
 
 Two more baselines take as many steps as these parts: all data for fewer epochs, and a random part
-drawn anew every epoch. All runs have the same seeds, the same warm-up and the same schedule family,
+drawn anew every epoch; and beside that a part redrawn from the same influences. All runs have the same seeds, the same warm-up and the same schedule family,
 sized to their own number of steps. Prints one table and writes metrics.json and the selection. Runs
 under python, torchrun and accelerate launch alike; killed, it goes on with --resume.
 """
@@ -45,6 +45,7 @@ METHODS = {
     "random": "random",
     "redrawn": "redrawn random",
     "influence": "influence",
+    "redraw": "influence, redrawn",
 }
 
 
@@ -114,6 +115,7 @@ class Run:
             pruner,
             warmup_epochs=options.warmup_epochs,
             refresh_every=options.refresh_every,
+            redraw_every=options.redraw_every if self.method == "redraw" else None,
             final_full_epochs=options.final_full_epochs,
             epochs=options.epochs,
             accelerator=self.accelerator,
@@ -127,7 +129,7 @@ class Run:
     def prune(self, epoch: int) -> None:
         """What this method does at the end of an epoch."""
         options, size, next_epoch = self.options, len(self.images.train), epoch + 1
-        if self.method == "influence":
+        if self.method in ("influence", "redraw"):
             self.pruning.on_epoch_end(epoch, self.model)
         elif self.method not in ("random", "redrawn") or next_epoch < options.warmup_epochs:
             return
@@ -251,6 +253,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--warmup-epochs", type=int, default=10)
     parser.add_argument("--refresh-every", type=int, help="select again every so many epochs")
+    parser.add_argument("--redraw-every", type=int, default=5, help="epochs between redraws")
     parser.add_argument("--final-full-epochs", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=64, help="over all processes")
     parser.add_argument("--lr", type=float, default=0.1)

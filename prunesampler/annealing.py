@@ -8,6 +8,7 @@ and reach (see `prunesampler.search`) are ours.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from prunesampler.budget import Budget
@@ -44,13 +45,13 @@ def anneal(
         cost: of pruning each sample, shape (n,); see `prunesampler.solvers`.
         seed: of the search's own random numbers.
         progress: see `prunesampler.guarantee.Progress`.
-        moves: swaps to propose; default 50 per sample, at least 1,000,000.
+        moves: swaps to propose; default 50 per free sample, at least 1,000,000.
 
     Raises:
         ValueError: when the budget cannot be met, or a constraint or cost is not valid.
     """
     problem = Problem.of(influence, budget, labels, constraints, cost)
-    moves = moves_for(moves, len(influence))
+    moves = moves_for(moves, len(problem))
 
     def minimise(size: int, progress: Progress | None) -> Tensor:
         search = Search.of(problem, size, "cpu")
@@ -61,30 +62,35 @@ def anneal(
 
 def _anneal(search: Search, seed: int, moves: int, progress: Progress | None) -> Bools:
     """Which free units to prune."""
-    left = search.rows.left.contiguous().numpy()
-    right = search.rows.right.contiguous().numpy()
+    keep_best = len(search.problem) <= SMALL
+    # Where few samples can cancel almost exactly, float32 does not tell the best set.
+    precision = torch.float64 if keep_best else torch.float32
+    left = search.rows.left.to(precision).contiguous().numpy()
+    right = search.rows.right.to(precision).contiguous().numpy()
     squares = search.rows.norms().square().numpy()
     pruned, limits = search.start(seed)
     pool = search.problem.pools()
     random_state = np.array([seed], dtype=np.uint64)
-    keep_best = len(pruned) <= SMALL
     best, lowest = pruned.copy(), np.inf
     costs = search.units.costs
     for block, temperatures in enumerate(np.array_split(search.temperatures(moves), BLOCKS)):
         if block % REFRESH == 0:  # the running float32 sum drifts
-            state = search.state(pruned).float().numpy()
+            state = search.state(pruned).to(precision).numpy()
         if not len(temperatures) or pruned.all() or not pruned.any():
             continue
         inside, outside = search.within_reach(pruned, float(temperatures[0]))
         outside, starts = _by_pool(outside, pool)
         square = float(np.square(state, dtype=np.float64).sum())
         before = float(costs[pruned].sum())
+        now = float(np.sqrt(square)) + before
+        if now < lowest:
+            lowest, best = now, pruned.copy()
         champion = inside.copy() if keep_best else inside[:0].copy()
         energy = metropolis_moves(
             left, right, squares, search.units, limits, inside, outside, pool, starts, state,
-            square, temperatures, random_state, champion, min(lowest, np.sqrt(square) + before) - before,
+            square, temperatures, random_state, champion, lowest - before,
         )  # fmt: skip
-        if keep_best and energy + before < lowest:
+        if energy < lowest - before:
             lowest = energy + before
             best[:] = False
             best[champion] = True

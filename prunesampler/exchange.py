@@ -42,8 +42,8 @@ def exchange(
         cost: of pruning each sample, shape (n,); see `prunesampler.solvers`.
         seed: of the search's own random numbers.
         progress: see `prunesampler.guarantee.Progress`.
-        moves: swaps to propose; default 50 per sample, at least 1,000,000, and ten times as many
-            as that, since here they cost less.
+        moves: swaps to propose; default 50 per free sample, at least 1,000,000, and four times as
+            many as that, since here they cost less.
         tile: pruned samples in a tile, and as many kept ones.
         device: where to search; default where the influence lies.
 
@@ -51,7 +51,7 @@ def exchange(
         ValueError: when the budget cannot be met, or a constraint or cost is not valid.
     """
     problem = Problem.of(influence, budget, labels, constraints, cost)
-    moves = 10 * moves_for(None, len(influence)) if moves is None else moves_for(moves, 0)
+    moves = 4 * moves_for(None, len(problem)) if moves is None else moves_for(moves, 0)
 
     def minimise(size: int, progress: Progress | None) -> Tensor:
         search = Search.of(problem, size, device)

@@ -118,7 +118,7 @@ def _unit_squares(problem: Problem) -> Tensor:
     influence = problem.influence
     if not problem.grouped:
         return influence.sample_squares()[problem.members]
-    sums = [influence.gradient_sum(problem.members[a:b]) for a, b in problem.start.unfold(0, 2, 1)]
+    sums = list(problem.gradient_sums())
     return torch.cat(
         [influence.squares(torch.stack(sums[k : k + 256])) for k in range(0, len(sums), 256)]
     )

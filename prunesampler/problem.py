@@ -6,6 +6,7 @@ plus the mean cost of its samples. Without costs the first is all there is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +103,11 @@ class Problem:
     def sizes(self) -> Tensor:
         """Samples of each free unit, int64, shape (U,)."""
         return self.start.diff()
+
+    def gradient_sums(self) -> Iterator[Tensor]:
+        """Sum of the centred gradients of each free unit's samples, shape (K, D), one by one."""
+        for first, last in zip(self.start[:-1].tolist(), self.start[1:].tolist(), strict=True):
+            yield self.influence.gradient_sum(self.members[first:last])
 
     def unit_of_members(self) -> Tensor:
         """Free unit of each entry of ``members``."""

@@ -128,7 +128,7 @@ def _unit_rows(problem: Problem) -> RankOne:
     return RankOne.from_vectors(sums)
 
 
-def moves_for(moves: int | None, samples: int) -> int:
+def moves_for(moves: int | None, units: int) -> int:
     """Swaps to propose when nobody said how many.
 
     Raises:
@@ -136,4 +136,4 @@ def moves_for(moves: int | None, samples: int) -> int:
     """
     if moves is not None and moves < 1:
         raise ValueError(f"moves must be at least 1, got {moves}")
-    return max(MOVES_PER_SAMPLE * samples, MIN_MOVES) if moves is None else moves
+    return max(MOVES_PER_SAMPLE * units, MIN_MOVES) if moves is None else moves

@@ -59,6 +59,8 @@ def solve(problem: Problem, minimise: Minimise, progress: Progress | None) -> So
         ValueError: when the budget cannot be met.
     """
     size, epsilon = problem.size(), problem.budget.epsilon
+    if not len(problem):  # constraints have settled everything
+        return Solution(problem.forced, problem.influence.shift_norm(problem.forced))
     if epsilon is not None:
         return largest_within(problem, size, epsilon, minimise, progress)
     pruned = minimise(size, progress)
@@ -180,10 +182,7 @@ def _every_set(count: int) -> Tensor:
 def _squared_sums(problem: Problem, sets: Tensor) -> Tensor:
     """Squared norm, in the metric, of the summed influence of each set, forced samples included."""
     influence, n = problem.influence, len(problem.influence)
-    single = [
-        influence.gradient_sum(problem.members[a:b]) for a, b in problem.start.unfold(0, 2, 1)
-    ]
-    sums = torch.stack([influence.gradient_sum(problem.forced), *single])
+    sums = torch.stack([influence.gradient_sum(problem.forced), *problem.gradient_sums()])
     shifts = influence.factor.solve(sums)
     gram = shifts.flatten(1) @ influence.metric(influence.factor, shifts).flatten(1).T
     return (sets @ gram[1:, 1:] * sets).sum(1) / n**2 + (2 * sets @ gram[1:, 0] + gram[0, 0]) / n**2

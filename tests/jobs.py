@@ -139,6 +139,34 @@ def accelerated():
     return {"epochs": epochs, "kept": sampler.kept.tolist(), "planned": planned, "ticks": ticks}
 
 
+def redrawn():
+    """Kept sets of redraws after every epoch, with a checkpoint by accelerate in between."""
+    accelerator = Accelerator(cpu=True)
+    dataset, folder = data(120), os.environ["CHECKPOINTS"]
+
+    def make():
+        sampler = InfluencePrunedSampler(dataset)
+        return sampler, PruningCallback(
+            sampler, pruner(dataset), warmup_epochs=1, redraw_every=1, accelerator=accelerator
+        )
+
+    def run(sampler, pruning, epochs):
+        kept = []
+        for epoch in epochs:
+            pruning.on_epoch_end(epoch, network())
+            kept.append(sampler.kept.tolist())
+        return kept
+
+    sampler, pruning = make()
+    before = run(sampler, pruning, range(2))
+    accelerator.save_state(folder)
+    after = run(sampler, pruning, range(2, 5))
+    accelerator._custom_objects.clear()
+    sampler, pruning = make()
+    accelerator.load_state(folder)
+    return {"kept": before + after, "again": run(sampler, pruning, range(2, 5))}
+
+
 def failure(work):
     try:
         work()
@@ -205,7 +233,7 @@ def plain_ranks():
 
 
 if __name__ == "__main__":
-    if WORLD > 1 and sys.argv[1] != "accelerated":
+    if WORLD > 1 and sys.argv[1] not in ("accelerated", "redrawn"):
         dist.init_process_group("gloo")
     result = globals()[sys.argv[1]]()
     assert (dist.get_world_size() if dist.is_initialized() else 1) == WORLD

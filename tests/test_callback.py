@@ -197,3 +197,83 @@ def test_plans_without_batches_are_refused(few_digits):
     _, callback = make(few_digits, epochs=7)
     with pytest.raises(ValueError, match="epochs=6, but the callback was made for epochs=7"):
         callback.planned_steps(epochs=6, batch_size=16)
+
+
+def redrawing(data, model, epochs, start=0, state=None, **options):
+    """Train from an epoch on, redrawing after each; the kept sets by epoch and the last states."""
+    sampler, callback = make(
+        data, warmup_epochs=1, redraw_every=1, sampler_options=options.pop("sampler_options", None),
+        **options,
+    )  # fmt: skip
+    if state is not None:
+        sampler.load_state_dict(state[0])
+        if state[1] is not None:
+            callback.load_state_dict(state[1])
+    kept = []
+    for epoch in range(start, epochs):
+        callback.on_epoch_end(epoch, model)
+        kept.append(sampler.kept.tolist())
+    return kept, (sampler.state_dict(), callback.state_dict())
+
+
+@pytest.mark.parametrize("mode", ["shrink", "constant"])
+def test_redraws_bring_everybody_back(mode, model, few_digits):
+    kept, _ = redrawing(few_digits, model, 8, sampler_options={"epoch_length": mode})
+    assert all(len(part) == 120 for part in kept)
+    assert len({tuple(part) for part in kept}) > 4
+    for k in range(6):
+        assert set().union(*kept[k : k + 3]) == set(range(200))
+
+
+def test_redraws_between_measurements(model, few_digits, caplog):
+    caplog.set_level(logging.INFO, "prunesampler")
+    passes = []
+    model.register_forward_hook(lambda *a: passes.append(len(a[2])))
+    _, callback = make(few_digits, warmup_epochs=2, refresh_every=4, redraw_every=2, epochs=12)
+    for epoch in range(12):
+        callback.on_epoch_end(epoch, model)
+    lines = [record.message for record in caplog.records]
+    again = ["drawn again" in line for line in lines]
+    assert again == [False, True, False, True, False]
+    assert 3 * 200 <= sum(passes) <= 3 * 210
+
+
+def test_a_resumed_run_draws_the_same_sets(model, few_digits, tmp_path):
+    whole, _ = redrawing(few_digits, model, 7)
+    _, state = redrawing(few_digits, model, 3)
+    torch.save(state, tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    with torch.no_grad():
+        model[4].weight.zero_()  # the scores are those of the checkpoint, not of this model
+    rest, _ = redrawing(few_digits, model, 7, start=3, state=state)
+    assert rest == whole[3:]
+
+
+def test_a_resumed_run_without_the_callbacks_state_measures_again(model, few_digits):
+    kept, state = redrawing(few_digits, model, 3)
+    rest, _ = redrawing(few_digits, model, 4, start=3, state=(state[0], None))
+    assert set(kept[-1]) | set(rest[0]) == set(range(200))
+
+
+def test_states_of_the_callback_that_do_not_fit(model, few_digits):
+    _, (_, state) = redrawing(few_digits, model, 1)
+    _, callback = make(few_digits, redraw_every=1)
+    scores = state["scores"]
+    for wrong, message in [
+        ({}, "missing"),
+        ({**state, "version": 9}, "version 9"),
+        ({**state, "n": 7}, "of a dataset of 7 samples"),
+        ({**state, "ages": torch.zeros(3)}, "this one has 200"),
+        ({**state, "scores": None}, "load the one of rank 0"),
+        ({**state, "scores": {**scores, "hessian": "Path"}}, "not the measurements"),
+        ({**state, "scores": {**scores, "delta": scores["delta"][:5]}}, "not of the 200 samples"),
+        ({**state, "scores": {**scores, "losses": scores["losses"] / 0}}, "not finite"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            callback.load_state_dict(wrong)
+    assert callback.state_dict()["scores"] is None
+
+
+def test_redraw_every_must_be_a_number_of_epochs(few_digits):
+    with pytest.raises(ValueError, match="redraw_every must be at least 1 or None, got 0"):
+        make(few_digits, redraw_every=0)

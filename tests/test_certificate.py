@@ -1,13 +1,29 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from test_influence import cross_entropy_samples
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from prunesampler import Budget, ExactCurvature, IdentityCurvature, InfluencePruner, SquaredError
-from prunesampler.certificate import random_shift
-from prunesampler.influence import Influence
+from prunesampler import (
+    BinaryCrossEntropy,
+    Budget,
+    CrossEntropy,
+    ExactCurvature,
+    IdentityCurvature,
+    Influence,
+    InfluencePruner,
+    KroneckerCurvature,
+    SquaredError,
+    anneal,
+    loss_distance,
+    parameter_distance,
+)
+from prunesampler.certificate import curvature_share, loss_bound, random_shift
+from prunesampler.guarantee import Solution
 
 
 def ridge(x, y, penalty):
@@ -36,13 +52,16 @@ def test_the_newton_shift_of_a_quadratic_loss_is_the_truth():
     assert selection.bound >= true
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_the_bound_holds_against_retraining(seed):
+@pytest.mark.parametrize("seed", range(50))
+def test_the_bounds_hold_against_retraining(seed):
     rng = np.random.default_rng(seed)
     n, features, classes, penalty = 120, 4, 3, 10.0 ** rng.uniform(-3, -1)
     centres = rng.normal(size=(classes, features))
     y = rng.integers(classes, size=n)
     x = centres[y] + rng.normal(size=(n, features))
+    test_y = rng.integers(classes, size=n)
+    test_x = centres[test_y] + rng.normal(size=(n, features))
+    test_x *= np.linalg.norm(x, axis=1).mean() / np.linalg.norm(test_x, axis=1).mean()
 
     def fit(kept):
         regression = LogisticRegression(
@@ -50,25 +69,136 @@ def test_the_bound_holds_against_retraining(seed):
         )
         return torch.from_numpy(regression.fit(x[kept], y[kept]).coef_)
 
+    def test_loss(weights):
+        outputs = torch.from_numpy(test_x) @ weights.T
+        return float(torch.nn.functional.cross_entropy(outputs, torch.from_numpy(test_y)))
+
     full = fit(np.arange(n))
     model = nn.Sequential(nn.Linear(features, classes, bias=False)).double()
     model[0].weight.data = full
     data = TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
-    for fraction in (0.1, 0.5):
+    solver = _random if seed % 2 else partial(anneal, moves=5000)
+    for fraction in (0.1, 0.5, 0.9):
         selection = InfluencePruner(
-            data, budget=Budget(fraction=fraction), progress=False,
-            curvature=ExactCurvature(damping=penalty),
-            solver=lambda *a, **k: _random(*a, seed=seed),
+            data, budget=Budget(fraction=fraction), progress=False, seed=seed,
+            curvature=ExactCurvature(damping=penalty), solver=solver,
         ).select(model)  # fmt: skip
-        true = float((fit(selection.kept.numpy()) - full).norm())
+        again = fit(selection.kept.numpy())
+        true = float((again - full).norm())
         assert true <= selection.bound
+        assert abs(test_loss(again) - test_loss(full)) <= selection.loss_bound
         if fraction == 0.1:
             assert selection.newton_shift == pytest.approx(true, rel=0.25)
 
 
-def _random(influence, budget, seed):
-    from prunesampler.solvers import Solution
+def test_the_loss_bound_is_lipschitz_constant_times_input_norm():
+    inputs = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    assert loss_bound(0.5, inputs, 2.0) == pytest.approx(0.5 * 2.0 * 3.0)
+    assert CrossEntropy().lipschitz == pytest.approx(2**0.5)
+    assert CrossEntropy(weight=torch.tensor([1.0, 3.0])).lipschitz == pytest.approx(3 * 2**0.5)
+    assert BinaryCrossEntropy().lipschitz is None
+    assert SquaredError().lipschitz is None
 
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), CrossEntropy(label_smoothing=0.2)])
+def test_no_gradient_is_longer_than_the_lipschitz_constant(loss):
+    outputs = 30 * torch.randn(500, 5, generator=torch.Generator().manual_seed(0))
+    delta = loss.derivatives(outputs, torch.arange(500) % 5).delta
+    assert (
+        0.9 * loss.lipschitz * (1 - loss.label_smoothing)
+        < delta.norm(dim=1).max()
+        <= loss.lipschitz
+    )
+
+
+@pytest.mark.parametrize(
+    "curvature", [ExactCurvature(damping=1e-4), KroneckerCurvature(damping=1e-4)]
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_the_curvature_share_is_the_smallest_generalised_eigenvalue(curvature, seed):
+    samples = cross_entropy_samples(150, 3 + seed, 6)
+    full = curvature.factor(samples)
+    kept = curvature.factor(samples[torch.arange(15)], 1e-4)
+    shape = samples.rows().shape
+    size = shape[0] * shape[1]
+    basis = torch.eye(size, dtype=torch.float64).view(size, *shape)
+    ours = full.multiply(basis).reshape(size, size)
+    theirs = kept.multiply(basis).reshape(size, size)
+    values = torch.linalg.eigvals(torch.linalg.solve(ours, theirs)).real
+    assert curvature_share(kept, full, shape) == pytest.approx(float(values.min()), rel=1e-3)
+    assert curvature_share(full, full, shape) == pytest.approx(1.0)
+
+
+def test_epsilon_keeps_a_share_of_the_curvature(few_digits):
+    model = nn.Sequential(nn.Linear(64, 10))
+    shares = {}
+    for least in (0.0, 0.9):
+        pruner = InfluencePruner(
+            few_digits, budget=Budget(epsilon=1e3, min_curvature=least), progress=False,
+            curvature=ExactCurvature(damping=0.1), solver=partial(anneal, moves=3000),
+        )  # fmt: skip
+        selection = pruner.select(model)
+        shares[least] = selection.curvature_share
+        assert selection.shift <= 1e3
+        assert len(selection.pruned) > 0
+    assert shares[0.0] < 0.9 <= shares[0.9]
+
+
+def test_the_certificate_says_what_holds_when(few_digits):
+    model = nn.Sequential(nn.Linear(64, 10))
+    options = {"budget": Budget(count=20), "progress": False}
+    with_penalty = InfluencePruner(few_digits, curvature=ExactCurvature(damping=0.1), **options)
+    proved, predicted, hoped = with_penalty.select(model).certificate.splitlines()
+    assert "L2 penalty 0.1, to convergence" in proved
+    assert "mean loss changed by" in proved
+    assert "to first order" in predicted
+    assert "of the curvature kept in every direction" in predicted
+    assert hoped.startswith("hoped:")
+    text = InfluencePruner(few_digits, **options).select(model).certificate
+    assert "proved: nothing: give the curvature the L2 penalty" in text
+
+
+def test_loss_units_do_not_depend_on_how_parameters_are_scaled(few_digits):
+    """Inputs doubled and weights halved: another distance, the same loss."""
+    x, y = few_digits.tensors
+    found = {}
+    for scale in (1.0, 2.0):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 10, bias=False)).double()
+        model[0].weight.data /= scale
+        for metric in (parameter_distance, loss_distance):
+            pruner = InfluencePruner(
+                TensorDataset(x.double() * scale, y), budget=Budget(count=60), metric=metric,
+                curvature=ExactCurvature(damping=1e-3 * scale**2), progress=False, solver=_random,
+            )  # fmt: skip
+            selection = pruner.select(model)
+            found[scale, metric] = selection.shift, selection.newton_shift
+    assert found[1.0, loss_distance] == pytest.approx(found[2.0, loss_distance], rel=1e-6)
+    assert found[1.0, parameter_distance][0] == pytest.approx(
+        2 * found[2.0, parameter_distance][0], rel=1e-6
+    )
+
+
+def test_half_the_squared_loss_distance_is_the_rise_of_a_quadratic_loss():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(80, 5, generator=generator, dtype=torch.float64)
+    y = x.sum(1) + torch.randn(80, generator=generator, dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(5, 1, bias=False)).double()
+    full = ridge(x, y, 0.1)
+    model[0].weight.data = full[None]
+    selection = InfluencePruner(
+        TensorDataset(x, y), budget=Budget(fraction=0.4), losses=SquaredError(), progress=False,
+        curvature=ExactCurvature(damping=0.1), metric=loss_distance,
+    ).select(model)  # fmt: skip
+    kept = ridge(x[selection.kept], y[selection.kept], 0.1)
+
+    def loss(w):
+        return float((x @ w - y).square().mean() + 0.05 * w.square().sum())
+
+    assert selection.newton_shift**2 / 2 == pytest.approx(loss(kept) - loss(full), rel=1e-4)
+
+
+def _random(influence, budget, *, seed, **unused):
     size = budget.size(len(influence))
     order = torch.randperm(len(influence), generator=torch.Generator().manual_seed(seed))
     pruned = order[:size].sort().values

@@ -10,9 +10,9 @@ from prunesampler.distributed import LocalGroup, current_group
 JOBS = Path(__file__).parent / "jobs.py"
 
 
-def job(name, processes):
+def job(name, processes, **environment):
     """What each rank returned, by rank."""
-    output = run_python(JOBS, name, processes=processes)
+    output = run_python(JOBS, name, processes=processes, **environment)
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     ranks = sorted(lines, key=lambda line: line["rank"])
     assert [line["rank"] for line in ranks] == list(range(processes))
@@ -68,6 +68,15 @@ def test_prepared_by_accelerate(processes):
     assert all(line["ticks"] == steps * processes for line in ranks)
 
 
+def test_redraws_are_the_same_on_all_ranks_and_after_resuming(tmp_path):
+    (alone,) = job("redrawn", 1, CHECKPOINTS=str(tmp_path / "one"))
+    first, second = job("redrawn", 2, CHECKPOINTS=str(tmp_path / "two"))
+    assert first["kept"] == second["kept"] == alone["kept"]
+    assert first["again"] == second["again"] == alone["again"] == alone["kept"][2:]
+    for k in range(3):
+        assert set().union(*alone["kept"][k : k + 3]) == set(range(120))
+
+
 def test_plain_ranks_share_the_kept_set():
     first, second = job("plain_ranks", 2)
     assert first["kept"] == second["kept"]
@@ -80,7 +89,7 @@ def test_an_error_on_one_rank_is_raised_on_all():
     assert first["error"].startswith("RuntimeError: rank 1 failed")
     assert "not finite for samples [40]" in second["error"]
     first, second = job("bad_budget", 2)
-    assert "min_per_class=25 lets at most" in first["error"]
+    assert "which lets at most" in first["error"]
     assert second["error"].startswith("RuntimeError: rank 0 failed")
 
 

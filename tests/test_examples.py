@@ -12,7 +12,7 @@ from conftest import ROOT, run_python
 from PIL import Image
 
 EXAMPLES = ROOT / "examples"
-SMALL = ["--epochs=4", "--warmup-epochs=2", "--train-size=300"]
+SMALL = ["--epochs=4", "--warmup-epochs=2", "--train-size=300", "--redraw-every=1"]
 
 
 def train(folder, *options, processes=1):
@@ -40,14 +40,14 @@ def test_the_custom_loop_with_and_without_us(tmp_path):
 
 def test_the_main_job_compares_with_every_baseline(tmp_path):
     results = train(tmp_path)
-    assert list(results) == ["all", "fewer", "random", "redrawn", "influence"]
-    full, fewer, part, redrawn, ours = results.values()
+    assert list(results) == ["all", "fewer", "random", "redrawn", "influence", "redraw"]
+    full, fewer, *others = results.values()
     assert full["samples"] == 4 * 300
     assert fewer["samples"] == 3 * 300
-    for pruned in (part, redrawn, ours):
+    for pruned in others:
         assert pruned["samples"] == 2 * 300 + 2 * 180
         assert pruned["steps"] == 2 * 5 + 2 * 3
-    assert ours["selecting_seconds"] > 0
+    assert others[-2]["selecting_seconds"] > 0
     assert all(row["seconds"] > 0 and 0.1 < row["test_accuracy"] <= 1 for row in results.values())
     assert (tmp_path / "selection.safetensors").exists()
 
@@ -78,7 +78,7 @@ def test_image_folders(tmp_path):
     assert results["influence"]["samples"] == 2 * 24 + 2 * 14
 
 
-@pytest.mark.parametrize("method", ["all", "influence"])
+@pytest.mark.parametrize("method", ["all", "influence", "redraw"])
 def test_a_killed_main_job_resumes_to_the_same_result(tmp_path, method):
     expected = train(tmp_path / "whole", "--only", method)[method]
     command = [sys.executable, str(EXAMPLES / "train.py"), *SMALL, "--only", method]
@@ -127,6 +127,43 @@ def test_known_answers_on_digits():
     assert found["40 % at random"]["newton_error"] <= 0.03
     assert found["40 % selected"]["share_of_random"] <= 0.30
     assert found["40 % selected, 16 components"]["share_of_random"] <= 0.05
+
+
+def test_a_probe_keeps_its_head_and_its_test_loss():
+    rows = json.loads(run_python(EXAMPLES / "linear_probe.py", "--json", "--draws=1"))
+    assert [row["kept"] for row in rows] == [1212, 808, 404, 135]
+    for row in rows:
+        assert row["share_of_random"] < 0.2
+        assert row["shift"] <= row["bound"]
+        assert row["newton_error"] <= 0.05
+        full = row["test_loss_full"]
+        assert abs(row["test_loss"] - full) <= 0.5 * abs(row["random_test_loss"] - full)
+
+
+def test_features_are_trained_and_probed(tmp_path):
+    path = tmp_path / "features.safetensors"
+    run_python(EXAMPLES / "features.py", "--epochs=1", "--width=8", "--output", path)
+    options = ["--features", path, "--fractions", "0.4", "--draws=1", "--json"]
+    (row,) = json.loads(run_python(EXAMPLES / "linear_probe.py", *options))
+    assert row["share_of_random"] < 0.5
+
+
+def test_the_solvers_benchmark_runs(tmp_path):
+    options = ["--repeats=1", "--json", tmp_path / "s.json", "--plot", tmp_path / "s.png"]
+    run_python(EXAMPLES / "benchmarks" / "solvers.py", *options, "--largest=500000")
+    rows = {
+        r["method"]: r["shares"][0]
+        for r in json.loads((tmp_path / "s.json").read_text())["results"]
+    }
+    assert (
+        rows["anneal, 0.5M swaps"]
+        < 0.1
+        < rows["greedy, 20 at a time"]
+        < 1
+        < rows["top-k by influence norm"]
+    )
+    with Image.open(tmp_path / "s.png") as picture:
+        assert picture.size[0] > 500
 
 
 def test_the_overhead_benchmark_runs():

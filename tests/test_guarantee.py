@@ -1,0 +1,81 @@
+from functools import partial
+
+import pytest
+import torch
+from test_influence import cross_entropy_samples
+
+from prunesampler import (
+    Budget,
+    Constraints,
+    ExactCurvature,
+    Influence,
+    KroneckerCurvature,
+    anneal,
+    exchange,
+    loss_distance,
+    parameter_distance,
+)
+
+quick = [partial(anneal, moves=20_000), partial(exchange, moves=20_000)]
+METRICS = [parameter_distance, loss_distance]
+CURVATURES = [ExactCurvature(damping=1e-3), KroneckerCurvature(damping=1e-3)]
+
+
+def additions(influence, pruned, allowed):
+    """Norms after adding each allowed sample, by brute force."""
+    others = [i for i in range(len(influence)) if i not in set(pruned.tolist()) and allowed(i)]
+    return [influence.shift_norm(torch.cat([pruned, torch.tensor([i])])) for i in others]
+
+
+@pytest.mark.parametrize("solver", quick)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_the_set_is_feasible_and_nothing_can_be_added(solver, metric, curvature):
+    samples = cross_entropy_samples(120, 3, 4)
+    influence = Influence.build(samples.rows(), curvature.factor(samples), metric=metric)
+    draws = [torch.randperm(120, generator=torch.Generator().manual_seed(s))[:30] for s in range(9)]
+    random = sum(influence.shift_norm(pruned) for pruned in draws) / 9
+    for share in (0.003, 0.05, 0.5):
+        epsilon = share * random
+        pruned, norm = solver(influence, Budget(epsilon=epsilon, max_fraction=0.8))
+        assert norm == influence.shift_norm(pruned) <= epsilon
+        assert len(pruned) <= 96
+        if len(pruned) < 96:
+            assert min(additions(influence, pruned, lambda i: True)) > epsilon
+
+
+def test_additions_respect_floors_constraints_and_groups():
+    influence = Influence.from_vectors(
+        torch.randn(60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    )
+    labels = torch.arange(60) % 4
+    for seed in range(5):
+        budget = Budget(epsilon=0.5 + seed, min_per_class=9)
+        constraints = Constraints(keep=range(10), prune=[20, 21], groups=[-1] * 40 + [5] * 20)
+        pruned, norm = quick[0](
+            influence, budget, labels=labels, constraints=constraints, seed=seed
+        )
+        assert norm <= budget.epsilon
+        kept = labels.bincount() - labels[pruned].bincount(minlength=4)
+        assert (kept >= 9).all()
+        gone = set(pruned.tolist())
+        assert {20, 21} <= gone
+        assert not gone & set(range(10))
+        assert len(gone & set(range(40, 60))) in (0, 20)
+
+        def allowed(i, kept=kept):
+            return 10 <= i < 40 and kept[labels[i]] > 9
+
+        assert all(n > budget.epsilon for n in additions(influence, pruned, allowed))
+
+
+def test_quotas_shrink_with_the_set():
+    influence = Influence.from_vectors(
+        torch.randn(60, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    )
+    labels = torch.arange(60) % 3
+    pruned, norm = quick[0](influence, Budget(epsilon=1.0, proportional=True), labels=labels)
+    counts = labels[pruned].bincount(minlength=3)
+    assert norm <= 1.0
+    assert len(pruned) > 20
+    assert counts.max() - counts.min() <= 1
