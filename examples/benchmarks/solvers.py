@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from scipy.optimize import linprog
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from prunesampler import (
@@ -41,7 +42,7 @@ from prunesampler import search as search_settings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from features import Features
-from linear_probe import Probe, digit_features
+from linear_probe import digit_features, with_ones
 
 Method = Callable[[Influence, Budget, int], Tensor]
 """From influence, budget and seed to the indices to prune."""
@@ -174,6 +175,8 @@ def measure(influence: Influence, options: argparse.Namespace) -> list[dict]:
     )
     results = []
     for name, method in methods(len(influence), options.relax_below, options.largest).items():
+        if not name.startswith(options.only):
+            continue
         shares, seconds = [], []
         for seed in range(options.repeats):
             started = time.perf_counter()
@@ -200,13 +203,18 @@ def repeat_samples(features: Features, samples: int) -> Features:
 
 
 def build(features: Features, penalty: float, samples: int | None) -> Influence:
-    probe = Probe(features, penalty)
+    """Influence on a softmax head that was trained on the features, nearly to convergence."""
+    x, y = with_ones(features.x).numpy(), features.y.numpy()
+    fit = LogisticRegression(
+        C=1 / (penalty * len(y)), fit_intercept=False, tol=1e-4, max_iter=300
+    ).fit(x, y)
+    weights = torch.from_numpy(fit.coef_)
     if samples:
         features = repeat_samples(features, samples)
-    model = torch.nn.Sequential(torch.nn.Linear(features.x.shape[1], len(probe.full)))
+    model = torch.nn.Sequential(torch.nn.Linear(features.x.shape[1], len(weights)))
     with torch.no_grad():
-        model[0].weight.copy_(probe.full[:, :-1])
-        model[0].bias.copy_(probe.full[:, -1])
+        model[0].weight.copy_(weights[:, :-1])
+        model[0].bias.copy_(weights[:, -1])
     measured = HeadGradients("0", CrossEntropy())(model, (features.x.float(), features.y))
     return Influence.build(measured.rows(), ExactCurvature(damping=penalty).factor(measured))
 
@@ -250,6 +258,7 @@ if __name__ == "__main__":
         "--relax-below", type=int, default=5000, help="largest n for the relaxation"
     )
     parser.add_argument("--largest", type=int, default=10_000_000, help="most swaps of a search")
+    parser.add_argument("--only", default="", help="methods whose names begin so")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
