@@ -53,7 +53,7 @@ def anneal(
     problem = Problem.of(influence, budget, labels, constraints, cost)
     moves = moves_for(moves, len(problem))
 
-    def minimise(size: int, progress: Progress | None) -> Tensor:
+    def minimise(problem: Problem, size: int, progress: Progress | None) -> Tensor:
         search = Search.of(problem, size, "cpu")
         return problem.samples(_anneal(search, seed, moves, progress))
 
@@ -71,7 +71,7 @@ def _anneal(search: Search, seed: int, moves: int, progress: Progress | None) ->
     pruned, limits = search.start(seed)
     pool = search.problem.pools()
     random_state = np.array([seed], dtype=np.uint64)
-    best, lowest = pruned.copy(), np.inf
+    best, lowest, nearest = pruned.copy(), np.inf, -1
     costs = search.units.costs
     for block, temperatures in enumerate(np.array_split(search.temperatures(moves), BLOCKS)):
         if block % REFRESH == 0:  # the running float32 sum drifts
@@ -83,8 +83,9 @@ def _anneal(search: Search, seed: int, moves: int, progress: Progress | None) ->
         square = float(np.square(state, dtype=np.float64).sum())
         before = float(costs[pruned].sum())
         now = float(np.sqrt(square)) + before
-        if now < lowest:
-            lowest, best = now, pruned.copy()
+        near = int(min(limits.pruned[0], limits.least[0]))
+        if now < lowest or near > nearest:  # with groups a set can come nearer to the budget
+            lowest, best, nearest = now, pruned.copy(), near
         champion = inside.copy() if keep_best else inside[:0].copy()
         energy = metropolis_moves(
             left, right, squares, search.units, limits, inside, outside, pool, starts, state,

@@ -37,7 +37,8 @@ class PruningCallback:
 
     With ``redraw_every`` the kept set changes between two measurements: another set of the same
     budget, from the scores at hand, and the samples left out longest come back first. A sample is
-    kept again within ``ceil(1 / kept share) + 1`` draws, unless constraints always prune it. For
+    kept again within ``ceil(1 / k) + 1`` draws, where k is the kept share of the samples that are
+    free to go (see `prunesampler.rotation`). For
     networks trained from scratch this is the mode to use: every sample is still seen.
 
     Under accelerate call ``loader.set_epoch(epoch)`` before each epoch of a resumed run: a new
@@ -158,6 +159,9 @@ class PruningCallback:
         if self._redraw is None:
             return self.pruner.select(model)
         anew = self._selects(epoch) or not self._measured
+        current_group().check_equal(
+            "the callbacks", repr(anew).encode(), self._ages.numpy().tobytes()
+        )
         if anew:
             self._scores = self.pruner.measure(model)
         n, kept = self.sampler.num_samples, self.sampler.kept
@@ -196,7 +200,8 @@ class PruningCallback:
                 f"the state has version {state['version']!r}, this release reads {STATE_VERSION}"
             )
         n, ages = self.sampler.num_samples, state["ages"]
-        if state["n"] != n or not isinstance(ages, torch.Tensor) or ages.shape != (n,):
+        fits = isinstance(ages, torch.Tensor) and ages.dtype == torch.int64 and ages.shape == (n,)
+        if state["n"] != n or not fits:
             raise ValueError(
                 f"the state is of a dataset of {state['n']} samples, this one has {n}; resume with "
                 "the dataset of the checkpoint"

@@ -102,7 +102,7 @@ def checked_cost(cost: Tensor | Sequence[float], num_samples: int) -> Tensor:
     """
     try:
         tensor = torch.as_tensor(cost).detach().to("cpu", torch.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError("cost must be numbers, one per sample") from error
     if tensor.shape != (num_samples,):
         raise ValueError(

@@ -78,10 +78,13 @@ def _groups(groups: Tensor | Sequence[int] | None, num_samples: int) -> Tensor:
         tensor = torch.as_tensor(groups)
     except (TypeError, ValueError) as error:
         raise TypeError("groups must be whole numbers, one per sample: number them") from error
-    if tensor.shape != (num_samples,) or tensor.is_floating_point() or (tensor < -1).any():
+    whole = not tensor.is_floating_point() and tensor.dtype != torch.bool
+    if whole:
+        tensor = tensor.to("cpu", torch.int64)
+    if tensor.shape != (num_samples,) or not whole or (tensor < -1).any():
         raise ValueError(
             f"groups must be {num_samples} whole numbers, one per sample, -1 for a sample of its "
             f"own, got {tensor.dtype} of shape {tuple(tensor.shape)}"
-            + (f" with a {int(tensor.min())}" if tensor.numel() else "")
+            + (f" with a {int(tensor.min())}" if whole and tensor.numel() else "")
         )
-    return tensor.to("cpu", torch.int64)
+    return tensor

@@ -50,10 +50,12 @@ def exchange(
     Raises:
         ValueError: when the budget cannot be met, or a constraint or cost is not valid.
     """
+    if tile < 1:
+        raise ValueError(f"tile must be at least 1, got {tile}")
     problem = Problem.of(influence, budget, labels, constraints, cost)
     moves = 4 * moves_for(None, len(problem)) if moves is None else moves_for(moves, 0)
 
-    def minimise(size: int, progress: Progress | None) -> Tensor:
+    def minimise(problem: Problem, size: int, progress: Progress | None) -> Tensor:
         search = Search.of(problem, size, device)
         return problem.samples(_exchange(search, seed, moves, tile, progress))
 

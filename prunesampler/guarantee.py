@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -21,8 +22,11 @@ class Solution(NamedTuple):
     norm: float
 
 
-Minimise = Callable[[int, Progress | None], Tensor]
-"""From a size to the indices of a set of that size with low energy, ascending."""
+Minimise = Callable[[Problem, int, Progress | None], Tensor]
+"""From a problem and a size to the indices of such a set with low energy, ascending."""
+
+SCAN = 16
+"""Sizes to try, evenly spaced, when bisection found nothing."""
 
 
 def largest_within(
@@ -32,7 +36,8 @@ def largest_within(
 
     The size is bisected, then single units are added as long as one fits: the set returned is
     feasible in float64, and no further unit can be added to it. The smallest shift mostly grows
-    with the size, not always, so a larger set may be missed.
+    with the size, not always, so a larger set may be missed; where bisection ends with nothing,
+    sizes are scanned from the largest down. A cost is left out where it would break epsilon.
 
     Args:
         problem: influence and limits.
@@ -42,32 +47,48 @@ def largest_within(
         progress: see :data:`Progress`.
 
     Raises:
-        ValueError: when the samples that must be pruned break epsilon by themselves.
+        ValueError: when no set was found that holds the samples that must be pruned.
     """
     influence, forced = problem.influence, problem.forced
     best = Solution(forced, influence.shift_norm(forced) if len(forced) else 0.0)
     low, high, size = len(forced), most, most
     rounds, done = max(1, most - low).bit_length() + 1, 0
     while low < high:
-        pruned = minimise(size, None)
-        norm = influence.shift_norm(pruned) if len(pruned) else 0.0
-        if norm <= epsilon and len(pruned) > len(best.pruned):
-            low, best = size, Solution(pruned, norm)
+        found = _within(problem, size, epsilon, minimise)
+        if found is not None and len(found.pruned) > len(best.pruned):
+            low, best = size, found
         else:
             high = size - 1
         size = (low + high + 1) // 2
         done += 1
         if progress:
             progress(min(done, rounds - 1), rounds)
+    if len(best.pruned) == len(forced):
+        span = most - len(forced)
+        for size in sorted({most - k * span // SCAN for k in range(SCAN)} - {len(forced)})[::-1]:
+            best = _within(problem, size, epsilon, minimise) or best
+            if len(best.pruned) > len(forced):
+                break
     if best.norm > epsilon:
         raise ValueError(
-            f"the {len(forced)} samples in prune= shift the parameters by {best.norm:.4g}, more than "
-            f"epsilon={epsilon:.4g}; raise epsilon to that, or prune fewer of them"
+            f"no set was found that holds the {len(forced)} samples in prune= and shifts the "
+            f"parameters by at most epsilon={epsilon:.4g}; alone they shift them by {best.norm:.4g}: "
+            "raise epsilon to that, or prune fewer of them"
         )
     best = _grow(problem, best, most, epsilon)
     if progress:
         progress(rounds, rounds)
     return best
+
+
+def _within(problem: Problem, size: int, epsilon: float, minimise: Minimise) -> Solution | None:
+    """A set of that size within epsilon, if one is found: with its costs, else without."""
+    for attempt in (problem, replace(problem, cost=None))[: 1 if problem.cost is None else 2]:
+        pruned = minimise(attempt, size, None)
+        norm = problem.influence.shift_norm(pruned) if len(pruned) else 0.0
+        if norm <= epsilon:
+            return Solution(pruned, norm)
+    return None
 
 
 def _grow(problem: Problem, found: Solution, most: int, epsilon: float) -> Solution:

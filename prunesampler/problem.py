@@ -166,6 +166,18 @@ class Problem:
         limits = self.limits(size)
         return fill(order, self.units(size), limits), limits
 
+    def random_start(self, size: int, seed: int) -> tuple[Bools, Limits]:
+        """A random set within the limits.
+
+        Some lone samples come last, to fill what groups leave open.
+        """
+        order = np.random.default_rng(seed).permutation(len(self))
+        sizes = self.sizes().numpy()[order]
+        alone = np.flatnonzero(sizes == 1)
+        last = np.zeros(len(order), dtype=bool)
+        last[alone[: max(0, int(sizes.max(initial=1)) - 1)]] = True
+        return self.fill(np.concatenate([order[~last], order[last]]), size)
+
     def range(self, size: int | None = None) -> tuple[int, int]:
         """Fewest and most samples that can be pruned.
 
@@ -211,7 +223,9 @@ class Problem:
             return min(size, most)
         smallest = int(self.sizes().min()) if len(self) else n
         if least < size < least + smallest:
-            nearest = least or smallest
+            if least:
+                return least
+            nearest = smallest
             raise ValueError(
                 f"the budget prunes {size} of {n} samples, but the smallest group that is left has "
                 f"{smallest}; " + _nearest(nearest, n)
@@ -235,7 +249,9 @@ class Problem:
             reasons.append(f"keep= and its groups name {len(self.bound)} that must stay")
         floors = self.budget.floors(self.labels, size)
         if floors is not None:
-            reasons.append(f"{self._floors()} keeps {int(floors.sum())} in {len(floors)} classes")
+            reasons.append(
+                f"{self._floors()} keeps {int(floors.sum())} in {int((floors > 0).sum())} classes"
+            )
         return f"{' and '.join(reasons)}, which lets at most {most} go"
 
     def _floors(self) -> str:
@@ -244,7 +260,7 @@ class Problem:
 
 
 def _nearest(count: int, num_samples: int) -> str:
-    if count < 1:
-        return "no budget can be met: lower the floors or keep fewer"
+    if not 1 <= count < num_samples:
+        return "no budget can be met: lower the floors, keep fewer, or make smaller groups"
     share = count / num_samples
     return f"the nearest budget that can be met is count={count} (fraction={share:.6g})"

@@ -178,8 +178,9 @@ class InfluencePruner:
             raise ValueError("fractions must hold at least one fraction of the dataset to prune")
         for fraction in fractions:
             replace(self.budget, fraction=fraction, count=None, epsilon=None).size(self.num_samples)
-        scores = self.measure(model)
         group = current_group()
+        group.check_equal("the fractions", repr((list(fractions), nested)).encode())
+        scores = self.measure(model)
 
         def solve() -> list[bytes]:
             if scores is None:

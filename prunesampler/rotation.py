@@ -33,9 +33,9 @@ def older(ages: Tensor, pruned: Tensor) -> Tensor:
 def rotated(problem: Problem, ages: Tensor, constraints: Constraints | None) -> Constraints:
     """The constraints with those of the rotation: who must come back, who must go.
 
-    A sample that is pruned with a share p of all, where nothing else keeps or prunes it, is kept
-    again within ``ceil(1 / (1 - p)) + 1`` draws. With epsilon nobody must go, since that might break
-    the guarantee.
+    Where a share k of the samples that are free to go is kept, each of them is kept again within
+    ``ceil(1 / k) + 1`` draws; with groups of several sizes about so. With epsilon, k counts what the
+    cap on the fraction keeps, and nobody must go, since that might break the guarantee.
 
     Args:
         problem: influence, limits and groups; not yet rotated.
@@ -50,14 +50,26 @@ def rotated(problem: Problem, ages: Tensor, constraints: Constraints | None) -> 
     oldest = np.full(int(pools.max(initial=0)) + 1, np.iinfo(np.int64).min)
     np.maximum.at(oldest, pools[pruned], age[pruned])
     boundary = oldest[pools]
-    back = (age > boundary) & ~pruned
-    out = (age < boundary) & pruned & (problem.budget.epsilon is None)
+    guarantee = problem.budget.epsilon is not None
+    back = ~pruned & (age > (0 if guarantee else boundary))
+    out = (age < boundary) & pruned & (not guarantee)
     given = constraints or Constraints()
     return Constraints(
         keep=torch.cat([problem.bound, _samples(problem, back)]),
         prune=torch.cat([problem.forced, _samples(problem, out)]),
         groups=given.groups,
     )
+
+
+def feasible(problem: Problem, constraints: Constraints) -> bool:
+    """Whether a rotation leaves a set of the size that the problem has without it."""
+    turned = Problem.of(problem.influence, problem.budget, problem.labels, constraints)
+    try:
+        size, same = turned.size(), problem.size()
+    except ValueError:
+        return False
+    reached = len(turned.samples(turned.random_start(size, 0)[0]))
+    return reached >= len(problem.samples(problem.random_start(same, 0)[0]))
 
 
 def _samples(problem: Problem, units: np.ndarray) -> Tensor:

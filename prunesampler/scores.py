@@ -78,6 +78,10 @@ def read_measurements(
             f"the measurements are not of the {num_samples} samples of this dataset; resume with the "
             "dataset of the checkpoint"
         )
+    labels, width = gradients.labels, gradients.delta.shape[-1]
+    whole = labels is None or (labels.dtype == torch.int64 and labels.shape == (num_samples,))
+    if not whole or gradients.delta.dim() != 2 or width != len(hessian.basis()):
+        raise ValueError("the measurements' labels or outputs do not fit together")
     if not all(bool(torch.isfinite(t).all()) for t in tensors):
         raise ValueError("the measurements hold numbers that are not finite: a damaged checkpoint")
     return gradients, validation

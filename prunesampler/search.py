@@ -60,14 +60,14 @@ class Search:
         """Sum rows over groups, scale them and the costs."""
         search, mean = problem.influence.search, problem.influence.search_mean
         rows = _unit_rows(problem)
-        centre = torch.zeros_like(mean) if problem.grouped else mean
+        centre = mean.new_zeros(rows.shape) if problem.grouped else mean
         squares = rows.norms().square() - 2 * rows.inner(centre) + centre.square().sum()
         norms = squares.clamp(min=0).sqrt().cpu()
         unit = (float(norms.mean()) if len(norms) else 0.0) or 1.0
         fixed = search.sum(problem.forced) - len(problem.forced) * mean
         if not problem.grouped:
             fixed = fixed - (size - len(problem.forced)) * mean
-        rows, fixed = RankOne(rows.left / unit, rows.right), fixed / unit
+        rows, fixed = RankOne(rows.left / unit, rows.right), fixed.reshape(rows.shape) / unit
         if device is not None:
             rows = RankOne(rows.left.to(device), rows.right.to(device))
         m, n = size, len(problem.influence)
@@ -79,8 +79,7 @@ class Search:
 
     def start(self, seed: int) -> tuple[Bools, Limits]:
         """A random set within the limits."""
-        order = np.random.default_rng(seed).permutation(len(self.problem))
-        return self.problem.fill(order, self.size)
+        return self.problem.random_start(self.size, seed)
 
     def state(self, pruned: Bools) -> Tensor:
         """Sum of the centred rows of all pruned samples, shape (K, D), float64."""

@@ -24,7 +24,7 @@ from prunesampler.curvature import Curvature
 from prunesampler.guarantee import Progress, Solution
 from prunesampler.influence import Influence, Metric, length
 from prunesampler.problem import Problem
-from prunesampler.rotation import rotated
+from prunesampler.rotation import feasible, rotated
 from prunesampler.samples import SampleGradients
 from prunesampler.scores import Scores
 from prunesampler.selection import Selection, complement
@@ -74,7 +74,8 @@ class Selector:
         started = time.perf_counter()
         labels = gradients.labels if self.labels is None else self.labels
         if labels is not None:
-            classes, labels = labels.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+            classes, dense = labels.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+            labels = dense if int(classes[-1]) > 2 * self.num_samples else labels
             if len(classes) == 1:
                 raise ValueError(
                     f"all {self.num_samples} samples have label {int(classes[0])}: with one class "
@@ -93,7 +94,7 @@ class Selector:
         Raises:
             ValueError: when the budget cannot be met.
         """
-        return self._certified(scores, *self._solved(scores, progress))
+        return self._certified(scores, *self._solved(scores, progress), progress)
 
     def redraw(
         self, scores: Scores, ages: Tensor, progress: Progress | None, *, certify: bool
@@ -107,14 +108,18 @@ class Selector:
             certify: compute the Newton shift and the kept curvature too; without, a draw is quick.
         """
         problem = Problem.of(scores.influence, self.budget, scores.labels, self.constraints)
+        turn = rotated(problem, ages, self.constraints)
+        given = self.constraints or Constraints()
+        # Groups and quotas may not fit into the rotation: then it asks for less.
+        softer = (turn, replace(turn, prune=given.prune), given)
         turned = replace(
             self,
-            constraints=rotated(problem, ages, self.constraints),
+            constraints=next((c for c in softer if feasible(problem, c)), given),
             seed=self.seed + int(ages.abs().sum()) % 2**31,  # another search at every draw
         )
         solution, seconds = turned._solved(scores, progress)
-        if certify:
-            return turned._certified(scores, solution, seconds)
+        if certify or self.budget.epsilon is not None:
+            return turned._certified(scores, solution, seconds, progress)
         return self._report(scores, solution, seconds, time.perf_counter())
 
     def frontier(
@@ -154,10 +159,17 @@ class Selector:
             return None
         given = self.cost(scores) if callable(self.cost) else self.cost
         cost = checked_cost(given, self.num_samples)
+        cost = cost / (float(cost.abs().max()) or 1.0)  # squares of huge costs would overflow
         deviation = float(cost.std())
         return self.cost_weight * (cost - cost.mean()) / (deviation or 1.0)
 
-    def _certified(self, scores: Scores, solution: Solution, seconds: float) -> Selection:
+    def _forced(self, scores: Scores) -> int:
+        """How many samples must be pruned."""
+        return len(Problem.of(scores.influence, self.budget, None, self.constraints).forced)
+
+    def _certified(
+        self, scores: Scores, solution: Solution, seconds: float, progress: Progress | None
+    ) -> Selection:
         """The selection with all that needs the kept samples' curvature."""
         started, influence = time.perf_counter(), scores.influence
         while True:
@@ -165,12 +177,20 @@ class Selector:
             factor = self.curvature.factor(scores.gradients[kept], influence.factor.damping)
             shape = influence.gradients.shape
             share = curvature_share(factor, influence.factor, shape)
-            enough = self.budget.epsilon is None or share >= self.budget.min_curvature
-            if enough or len(solution.pruned) == 0:
+            if self.budget.epsilon is None or share >= self.budget.min_curvature:
                 break
-            fewer = replace(self.budget, max_fraction=0.9 * len(solution.pruned) / self.num_samples)
-            solution, again = replace(self, budget=fewer)._solved(scores, None)
+            fewer = int(0.9 * len(solution.pruned))
+            if fewer < max(1, self._forced(scores)):
+                raise ValueError(
+                    f"pruning {len(solution.pruned)} samples leaves {share:.3g} of the curvature in "
+                    f"some direction, less than min_curvature={self.budget.min_curvature}, and no "
+                    "fewer can be pruned; lower min_curvature, or take samples out of prune="
+                )
+            capped = replace(self.budget, max_fraction=fewer / self.num_samples)
+            solution, again = replace(self, budget=capped)._solved(scores, progress)
             seconds += again
+            if not len(solution.pruned):
+                break
         step = newton_shift(factor, influence, solution.pruned)
         newton = length(influence.metric, influence.factor, step)
         selection = self._report(scores, solution, seconds, started)

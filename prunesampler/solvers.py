@@ -63,7 +63,7 @@ def solve(problem: Problem, minimise: Minimise, progress: Progress | None) -> So
         return Solution(problem.forced, problem.influence.shift_norm(problem.forced))
     if epsilon is not None:
         return largest_within(problem, size, epsilon, minimise, progress)
-    pruned = minimise(size, progress)
+    pruned = minimise(problem, size, progress)
     return Solution(pruned, problem.influence.shift_norm(pruned))
 
 
@@ -103,22 +103,29 @@ def exhaustive(
     sizes = sets @ problem.sizes().double() + len(problem.forced)
     squares = _squared_sums(problem, sets)
 
-    def minimise(size: int, progress: Progress | None) -> Tensor:
-        units, limits = problem.units(size), problem.limits(size)
-        within = _within(sets, problem, limits.floors) & (sizes <= size)
-        short = (len(problem.forced) + int(limits.least[0]) - sizes).clamp(min=0)
-        within &= short == short[within].min()
-        energy = squares.clamp(min=0).sqrt() + _random_norm(problem, size) * (
-            sets @ torch.from_numpy(units.costs)
-        )
-        energy[~within] = math.inf
-        if progress:
-            progress(1, 1)
-        return problem.samples(sets[energy.argmin()].bool().numpy())
-
-    if budget.epsilon is not None:
-        return _best_size(problem, budget.epsilon, minimise, progress)
-    return solve(problem, minimise, progress)
+    norms = squares.clamp(min=0).sqrt()
+    best: Solution | None = None
+    epsilon = budget.epsilon
+    top = problem.size()
+    for size in range(top, (len(problem.forced) if epsilon is not None else top) - 1, -1):
+        allowed = _within(sets, problem, problem.limits(size).floors) & (sizes <= size)
+        least = len(problem.forced) + int(problem.limits(size).least[0])
+        short = (least - sizes).clamp(min=0)
+        allowed &= short == short[allowed].min()
+        price = sets @ torch.from_numpy(problem.units(max(1, size)).costs)
+        energy = norms + _random_norm(problem, size) * price
+        if epsilon is not None:
+            allowed &= norms * len(influence) / (len(influence) - sizes) <= epsilon * (1 + 1e-12)
+        if allowed.any():
+            energy[~allowed] = math.inf
+            pruned = problem.samples(sets[energy.argmin()].bool().numpy())
+            best = Solution(pruned, influence.shift_norm(pruned) if len(pruned) else 0.0)
+            break
+    if progress:
+        progress(1, 1)
+    if best is None:
+        raise ValueError(f"no set with the samples in prune= shifts by at most epsilon={epsilon}")
+    return best
 
 
 def cheapest(
@@ -155,23 +162,12 @@ def cheapest(
     price = problem.units(1).costs / problem.sizes().numpy()
     order = chance[np.argsort(price[chance], kind="stable")]
 
-    def minimise(size: int, progress: Progress | None) -> Tensor:
+    def minimise(problem: Problem, size: int, progress: Progress | None) -> Tensor:
         if progress:
             progress(1, 1)
         return problem.samples(problem.fill(order, size)[0])
 
     return solve(problem, minimise, progress)
-
-
-def _best_size(
-    problem: Problem, epsilon: float, minimise: Minimise, progress: Progress | None
-) -> Solution:
-    for size in range(problem.size(), max(0, len(problem.forced) - 1), -1):
-        pruned = minimise(size, progress)
-        norm = problem.influence.shift_norm(pruned)
-        if norm <= epsilon:
-            return Solution(pruned, norm)
-    return largest_within(problem, 0, epsilon, minimise, progress)
 
 
 def _every_set(count: int) -> Tensor:

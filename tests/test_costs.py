@@ -173,3 +173,12 @@ def test_costs_that_cannot_be_had(head, digits):
     scores = pruner(data).measure(model)
     with pytest.raises(ValueError, match="margin needs"):
         costs.margin(replace(scores, gradients=replace(scores.gradients, labels=None)))
+
+
+def test_huge_costs_and_costs_that_are_none(head):
+    model, data = head
+    cost = torch.arange(300).double() * 1e300
+    options = {"solver": cheapest, "budget": Budget(count=50)}
+    assert pruner(data, cost=cost, **options).select(model).pruned.tolist() == list(range(50))
+    with pytest.raises(TypeError, match="cost must be numbers"):
+        pruner(data, cost=lambda scores: None, **options).select(model)

@@ -1,3 +1,4 @@
+import itertools
 from functools import partial
 
 import pytest
@@ -9,9 +10,11 @@ from prunesampler import (
     Constraints,
     ExactCurvature,
     Influence,
+    InfluencePruner,
     KroneckerCurvature,
     anneal,
     exchange,
+    exhaustive,
     loss_distance,
     parameter_distance,
 )
@@ -79,3 +82,39 @@ def test_quotas_shrink_with_the_set():
     assert norm <= 1.0
     assert len(pruned) > 20
     assert counts.max() - counts.min() <= 1
+
+
+def test_exhaustive_finds_the_largest_set_with_a_cost_and_with_samples_that_must_go():
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        vectors = torch.randn(10, 2, generator=generator, dtype=torch.float64)
+        influence, cost = Influence.from_vectors(vectors), torch.randn(10, generator=generator)
+        feasible = [
+            len(pruned)
+            for m in range(10)
+            for pruned in itertools.combinations(range(10), m)
+            if m == 0 or influence.shift_norm(torch.tensor(pruned)) <= 0.5
+        ]
+        assert len(exhaustive(influence, Budget(epsilon=0.5), cost=cost).pruned) == max(feasible)
+        pruned, norm = quick[0](influence, Budget(epsilon=0.5), cost=cost, seed=seed)
+        assert norm <= 0.5
+        assert len(pruned) > 0 or max(feasible) <= 1
+
+
+def test_samples_that_must_go_may_be_balanced_by_others():
+    torch.manual_seed(4)
+    influence, constraints = Influence.from_vectors(torch.randn(14, 2)), Constraints(prune=[0, 1])
+    best = exhaustive(influence, Budget(epsilon=0.25), constraints=constraints)
+    found = anneal(influence, Budget(epsilon=0.25), constraints=constraints, moves=100_000)
+    assert 2 < len(found.pruned) <= len(best.pruned)
+    assert influence.shift_norm(torch.tensor([0, 1])) > 0.25
+
+
+def test_a_share_of_the_curvature_that_cannot_be_kept(few_digits):
+    model = torch.nn.Sequential(torch.nn.Linear(64, 10))
+    options = {"curvature": ExactCurvature(damping=0.1), "progress": False, "solver": quick[0]}
+    budget = Budget(epsilon=1e3, min_curvature=0.999)
+    with pytest.raises(ValueError, match="less than min_curvature=0.999"):
+        InfluencePruner(
+            few_digits, budget=budget, constraints=Constraints(prune=range(100)), **options
+        ).select(model)

@@ -2,8 +2,18 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from test_influence import cross_entropy_samples
 
-from prunesampler import Budget, Constraints, Influence, anneal, cheapest, exchange, exhaustive
+from prunesampler import (
+    Budget,
+    Constraints,
+    Influence,
+    KroneckerCurvature,
+    anneal,
+    cheapest,
+    exchange,
+    exhaustive,
+)
 from prunesampler.problem import Problem
 
 SOLVERS = [anneal, exchange, exhaustive, cheapest]
@@ -156,3 +166,34 @@ def test_everything_forced_leaves_nothing_to_search():
     for solver in SOLVERS:
         pruned = solve(solver, influence, Budget(count=3), constraints=constraints)
         assert pruned.tolist() == [3, 4, 5]
+
+
+@pytest.mark.parametrize("solver", [anneal, exchange])
+@pytest.mark.parametrize("count", [20, 47, 50])
+def test_lone_samples_fill_what_groups_leave_open(solver, count):
+    groups = torch.repeat_interleave(torch.arange(18), torch.tensor([1] * 11 + [7] * 7))
+    pruned = solve(
+        solver, influence_of(60, 3), Budget(count=count), constraints=Constraints(groups=groups)
+    )
+    assert len(pruned) == count
+
+
+@pytest.mark.parametrize("solver", [anneal, exchange])
+def test_groups_with_rank_one_rows(solver):
+    samples = cross_entropy_samples(200, 3, 4)
+    influence = Influence.build(samples.rows(), KroneckerCurvature().factor(samples))
+    constraints = Constraints(groups=torch.arange(200) // 4)
+    found = solver(influence, Budget(fraction=0.4), constraints=constraints, moves=50_000)
+    drawn = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:80]
+    assert found.norm < 0.3 * influence.shift_norm(drawn)
+
+
+def test_more_bad_input():
+    with pytest.raises(ValueError, match="no budget can be met"):
+        anneal(influence_of(6), Budget(count=3), constraints=Constraints(groups=[0] * 6))
+    with pytest.raises(ValueError, match="groups must be 2 whole numbers"):
+        Constraints(groups=torch.tensor([True, False])).checked(2)
+    with pytest.raises(ValueError, match="tile must be at least 1"):
+        exchange(influence_of(6), Budget(count=3), tile=0)
+    with pytest.raises(ValueError, match="moves must be at least 1"):
+        anneal(influence_of(6), Budget(count=3), moves=0)

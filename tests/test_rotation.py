@@ -101,3 +101,34 @@ def test_ages_count_draws_in_a_row():
     for pruned in ([0], [0, 1], [1]):
         ages = older(ages, torch.tensor(pruned))
     assert ages.tolist() == [-1, 2, -3]
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.4, 0.5, 0.8])
+@pytest.mark.parametrize("proportional", [False, True])
+def test_a_redraw_never_fails_where_a_selection_succeeds(fraction, proportional):
+    groups = torch.randint(0, 60, (500,), generator=torch.Generator().manual_seed(1))
+    pruner, scores, _ = setting(
+        500, Budget(fraction=fraction, proportional=proportional), moves=500,
+        constraints=Constraints(groups=groups),
+    )  # fmt: skip
+    for selection in draws(pruner, scores, 12, 500):
+        assert abs(len(selection.pruned) - 500 * fraction) < 20
+
+
+def test_large_groups_beside_lone_samples_meet_the_budget_in_every_draw():
+    groups = torch.cat([torch.zeros(150), torch.ones(100), torch.full((250,), -1.0)]).long()
+    pruner, scores, _ = setting(
+        500, Budget(fraction=0.3), moves=500, constraints=Constraints(groups=groups)
+    )
+    assert {len(s.pruned) for s in draws(pruner, scores, 8, 500)} == {150}
+
+
+def test_with_epsilon_everybody_comes_back_in_time():
+    pruner, scores, _ = setting(500, Budget(epsilon=0.5, max_fraction=0.8), moves=3000)
+    found = draws(pruner, scores, 14, 500)
+    assert kept_counts(found, 500).min() >= 2
+    last = torch.zeros(500)
+    for number, selection in enumerate(found, 1):
+        assert (number - last[selection.kept]).max() <= 6
+        assert selection.curvature_share >= 0.1
+        last[selection.kept] = number
