@@ -68,7 +68,8 @@ class Problem:
 
     def newton(self, pruned: Tensor) -> Tensor:
         kept = self.gradients[complement(pruned, len(self.y))]
-        return self.basis @ newton_shift(kept, self.influence, self.curvature, pruned)
+        factor = self.curvature.factor(kept, PENALTY)
+        return self.basis @ newton_shift(factor, self.influence, pruned)
 
     def random(self, fraction: float, draw: int) -> Tensor:
         n = len(self.y)

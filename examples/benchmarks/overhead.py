@@ -99,7 +99,7 @@ def measure(images: int, samples: int, repeats: int) -> dict[str, float]:
         "certificate_seconds": times["certificate_seconds"],
         "added_share_of_forward": added / forward_seconds,
         "peak_memory_gib": memory.peak / 2**30,
-        "formula_memory_gib": (3 * rows + 4 * samples * size + 24 * size**2) / 2**30,
+        "formula_memory_gib": (3 * rows + 4 * samples * size + 32 * size**2) / 2**30,
     }
 
 
