@@ -232,7 +232,9 @@ def show(results: list[dict], title: str) -> None:
 def draw(results: list[dict], path: Path, title: str) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xscale="log", yscale="log", title=title)
-    for number, row in enumerate(results):
+    axes.axhline(1.0, color="0.5", linestyle="--", label="random")
+    axes.legend()
+    for number, row in enumerate(row for row in results if row["method"] != "random"):
         x, y = statistics.median(row["seconds"]), statistics.median(row["shares"])
         axes.plot(
             x,
@@ -240,7 +242,7 @@ def draw(results: list[dict], path: Path, title: str) -> None:
             "o" if row["method"].startswith(("anneal", "exchange")) else "s",
             color=f"C{number % 10}",
         )
-        axes.annotate(row["method"], (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        axes.annotate(row["method"], (x, y), xytext=(5, 4 - 12 * (number % 2)), textcoords="offset points", fontsize=8)
     axes.set(xlabel="seconds, one core", ylabel="norm of the shift, share of random sets'")
     axes.margins(x=0.25)
     axes.grid(alpha=0.3)
