@@ -238,7 +238,7 @@ def show(results: dict[str, dict[str, float]], title: str) -> None:
             f"{row['steps']:,}", f"{row['seconds']:.1f}", f"{row['selecting_seconds']:.1f}",
             f"{base / row['seconds']:.2f}x" if base else "",
         )  # fmt: skip
-    Console().print(table)
+    Console(width=max(90, Console().width)).print(table)
 
 
 def arguments() -> argparse.Namespace:
