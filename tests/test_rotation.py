@@ -42,18 +42,18 @@ def kept_counts(found, n):
 
 
 def test_twenty_draws_at_forty_percent():
-    pruner, scores, _ = setting()
-    found = draws(pruner, scores, 20, 2000)
-    counts = kept_counts(found, 2000)
+    pruner, scores, _ = setting(6000)
+    found = draws(pruner, scores, 20, 6000)
+    counts = kept_counts(found, 6000)
     assert counts.min() >= 10
     assert counts.max() <= 14
     for selection in found:
-        assert len(selection.pruned) == 800
+        assert len(selection.pruned) == 2400
         assert selection.shift <= 0.01 * selection.metadata["random_shift"]
         assert selection.shift == scores.influence.shift_norm(selection.pruned)
     for k in range(18):
         union = torch.cat([s.kept for s in found[k : k + 3]]).unique()
-        assert len(union) == 2000
+        assert len(union) == 6000
     assert len({s.pruned.numpy().tobytes() for s in found}) > 10
 
 

@@ -242,7 +242,13 @@ def draw(results: list[dict], path: Path, title: str) -> None:
             "o" if row["method"].startswith(("anneal", "exchange")) else "s",
             color=f"C{number % 10}",
         )
-        axes.annotate(row["method"], (x, y), xytext=(5, 4 - 12 * (number % 2)), textcoords="offset points", fontsize=8)
+        axes.annotate(
+            row["method"],
+            (x, y),
+            xytext=(5, 4 - 12 * (number % 2)),
+            textcoords="offset points",
+            fontsize=8,
+        )
     axes.set(xlabel="seconds, one core", ylabel="norm of the shift, share of random sets'")
     axes.margins(x=0.25)
     axes.grid(alpha=0.3)
