@@ -60,15 +60,18 @@ def checked_indices(
             f"{name} must be whole numbers of shape (k,), got {tensor.dtype} of shape "
             f"{tuple(tensor.shape)}; turn a mask into indices with mask.nonzero().flatten()"
         )
-    ascending = tensor.to("cpu", torch.int64).sort().values
-    if ascending[0] < 0 or ascending[-1] >= num_samples:
+    given = tensor.to("cpu", torch.int64)
+    first, last = int(given.min()), int(given.max())
+    if first < 0 or last >= num_samples:
         raise ValueError(
-            f"{name} run from {ascending[0]} to {ascending[-1]}, but the dataset has indices "
-            f"0 to {num_samples - 1}"
+            f"{name} run from {first} to {last}, but the dataset has indices 0 to {num_samples - 1}"
         )
-    repeated = ascending[1:][ascending.diff() == 0]
-    if len(repeated):
-        raise ValueError(f"{name} hold {repeated[0]} more than once; give each index once")
+    chosen = torch.zeros(num_samples, dtype=torch.bool)
+    chosen[given] = True
+    ascending = chosen.nonzero().flatten()  # ascending without sorting, and a copy of our own
+    if len(ascending) < len(given):
+        repeated = int((given.bincount() > 1).nonzero()[0])
+        raise ValueError(f"{name} hold {repeated} more than once; give each index once")
     return ascending
 
 

@@ -177,7 +177,8 @@ class Selector:
             factor = self.curvature.factor(scores.gradients[kept], influence.factor.damping)
             shape = influence.gradients.shape
             share = curvature_share(factor, influence.factor, shape)
-            if self.budget.epsilon is None or share >= self.budget.min_curvature:
+            certain = self.budget.epsilon is None or not len(solution.pruned)
+            if certain or share >= self.budget.min_curvature:
                 break
             fewer = int(0.9 * len(solution.pruned))
             if fewer < max(1, self._forced(scores)):
@@ -189,8 +190,6 @@ class Selector:
             capped = replace(self.budget, max_fraction=fewer / self.num_samples)
             solution, again = replace(self, budget=capped)._solved(scores, progress)
             seconds += again
-            if not len(solution.pruned):
-                break
         step = newton_shift(factor, influence, solution.pruned)
         newton = length(influence.metric, influence.factor, step)
         selection = self._report(scores, solution, seconds, started)
