@@ -13,27 +13,31 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from prunesampler.checks import check_state
 from prunesampler.distributed import current_group, together
 from prunesampler.pruner import InfluencePruner
-from prunesampler.report import summary
+from prunesampler.report import figures, summary
 from prunesampler.rotation import older
 from prunesampler.sampler import InfluencePrunedSampler
+from prunesampler.schedule import Schedule, optimiser_steps
 from prunesampler.scores import Scores
 from prunesampler.selection import Selection, complement
+from prunesampler.watch import Watch, check_same_labels
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger("prunesampler")
 STATE_VERSION = 1
+STATE_KEYS = {"version", "rank", "sampler", "epoch", "selected", "ages", "scores"}
 
 
 class PruningCallback:
     """Prunes the sampler after the warm-up, and again or back to all samples if asked to.
 
-    Call `on_epoch_end` at the end of every epoch, on every process. What happens depends on the
-    epoch's number, so a resumed run needs the sampler's state and, with ``redraw_every``, the
-    callback's. If a run is past its warm-up and nothing is pruned yet, the first call selects.
+    Call `on_epoch_end` at the end of every epoch, on every process. Its state holds the sampler's:
+    save `state_dict` with the model and the optimizer, and a resumed run goes on as if it had not
+    stopped. If a run is past its warm-up and nothing was selected yet, the first call selects.
 
     With ``redraw_every`` the kept set changes between two measurements: another set of the same
     budget, from the scores at hand, and the samples left out longest come back first. A sample is
@@ -41,8 +45,8 @@ class PruningCallback:
     free to go (see `prunesampler.rotation`). For
     networks trained from scratch this is the mode to use: every sample is still seen.
 
-    Under accelerate call ``loader.set_epoch(epoch)`` before each epoch of a resumed run: a new
-    prepared loader counts its passes from 0 and would repeat the order of the first ones.
+    At the end of the first pruned epoch it warns, once, when nobody iterated the sampler, when an
+    epoch's order was that of another (a resumed run without ``set_epoch``), and of what `watch` sees.
 
     Args:
         sampler: of the training loader.
@@ -53,9 +57,9 @@ class PruningCallback:
             measuring. The scores stay in memory on rank 0.
         final_full_epochs: train on all samples in the last epochs; needs ``epochs``.
         epochs: epochs of the run. Nothing is selected at its end.
-        accelerator: of the run, if there is one. The sampler is registered with it, so that
-            ``save_state`` and ``load_state`` keep the pruned set, and with ``redraw_every`` this
-            callback as well.
+        accelerator: of the run, if there is one: ``save_state`` and ``load_state`` then keep this
+            callback's state, its trackers get the shift, the kept samples and the seconds of every
+            selection, and its loaders and schedulers are watched.
         on_selection: called with every selection, after the sampler was restricted.
 
     Attributes:
@@ -83,24 +87,9 @@ class PruningCallback:
                 f"score_dataset has {pruner.num_samples} samples, the sampler's dataset "
                 f"{sampler.num_samples}; score the training set itself, without augmentation"
             )
-        if warmup_epochs < 1:
-            raise ValueError(
-                f"warmup_epochs must be at least 1, got {warmup_epochs}: influence is measured on a "
-                "trained model"
-            )
-        for name, every in (("refresh_every", refresh_every), ("redraw_every", redraw_every)):
-            if every is not None and every < 1:
-                raise ValueError(f"{name} must be at least 1 or None, got {every}")
-        if final_full_epochs < 0 or (final_full_epochs and epochs is None):
-            raise ValueError(
-                f"final_full_epochs={final_full_epochs} with epochs={epochs}: it must be zero or "
-                "more, and needs to know the number of epochs"
-            )
-        if epochs is not None and warmup_epochs + final_full_epochs > epochs:
-            raise ValueError(
-                f"warmup_epochs={warmup_epochs} and final_full_epochs={final_full_epochs} are more "
-                f"than epochs={epochs}; shorten them"
-            )
+        self.schedule = Schedule(
+            warmup_epochs, refresh_every, redraw_every, final_full_epochs, epochs
+        )
         sampler.check_size(sampler.num_samples - pruner.budget.size(sampler.num_samples))
         if accelerator is not None:
             if accelerator.num_processes != current_group().size:
@@ -108,25 +97,27 @@ class PruningCallback:
                     f"the accelerator has {accelerator.num_processes} processes, torch.distributed "
                     f"{current_group().size}; create the Accelerator before the callback"
                 )
-            accelerator.register_for_checkpointing(sampler)
-            if redraw_every is not None:
-                accelerator.register_for_checkpointing(self)
+            accelerator.register_for_checkpointing(self)
         self.sampler, self.pruner = sampler, pruner
         self.selection: Selection | None = None
-        self._warmup, self._refresh, self._redraw = warmup_epochs, refresh_every, redraw_every
+        self._accelerator, self._on_selection = accelerator, on_selection
+        self._watch = Watch(sampler)
+        self._selected = False
         self._scores: Scores | None = None
-        self._measured = False
         self._ages = torch.zeros(sampler.num_samples, dtype=torch.int64)
-        self._final_full, self._epochs = final_full_epochs, epochs
-        self._on_selection = on_selection
+        self._ended = -1  # the last epoch whose end was seen
         self._last_end: float | None = None
 
-    def on_epoch_end(self, epoch: int, model: nn.Module) -> Selection | None:
+    def on_epoch_end(
+        self, epoch: int, model: nn.Module, *, step: int | None = None
+    ) -> Selection | None:
         """Select and restrict, or reset, when the time has come.
 
         Args:
             epoch: the epoch that ended, counted from 0.
             model: as it is trained, wrapped or not.
+            step: at which trackers put the figures; default: the epoch. Give the optimiser steps so
+                far to trackers that want steps to rise.
 
         Returns:
             The new selection, if there is one.
@@ -136,54 +127,113 @@ class PruningCallback:
         """
         now = time.perf_counter()
         epoch_seconds = None if self._last_end is None else now - self._last_end
-        selection = None
-        if self._ends_pruning(epoch + 1, self._epochs):
+        coming, selection = epoch + 1, None
+        self._look(epoch)
+        if self.schedule.ends_pruning(coming):
             self.sampler.reset()
-        elif self._selects(epoch + 1) or self._redraws(epoch + 1):
-            group, selection = current_group(), self._choose(epoch + 1, model)
+        elif not self.schedule.over(coming) and (
+            self._selects(coming) or self.schedule.redraws(coming)
+        ):
+            group, selection = current_group(), self._choose(coming, model)
             together(group, partial(self.sampler.restrict, selection))
             state = self.sampler.state_dict()
             group.check_equal(
                 "the samplers", repr((state["n"], state["seed"])).encode(),
                 state["kept"].numpy().tobytes(),
             )  # fmt: skip
-            self.selection = selection
-            self._report(epoch, selection, time.perf_counter() - now, epoch_seconds)
+            self.selection, self._selected = selection, True
+            seconds = time.perf_counter() - now
+            self._report(epoch, selection, seconds, epoch_seconds)
+            if self._accelerator is not None:
+                numbers = figures(selection, seconds)
+                self._accelerator.log(numbers, step=epoch if step is None else step)
             if self._on_selection is not None:
                 self._on_selection(selection)
-        self._last_end = time.perf_counter()
+        self._ended, self._last_end = epoch, time.perf_counter()
         return selection
+
+    def catch_up(self, epoch: int, model: nn.Module) -> Selection | None:
+        """Do what was due before this coming epoch, if a checkpoint was saved before it was done.
+
+        Frameworks save between an epoch's last batch and its end; their integrations call this when
+        a run resumes.
+
+        Args:
+            epoch: the first epoch of the resumed run, counted from 0.
+            model: as it was restored.
+        """
+        return self.on_epoch_end(epoch - 1, model) if self._ended < epoch - 1 else None
+
+    def watch(self, *, loader: Any = None, scheduler: Any = None) -> None:
+        """Warn at the end of the first pruned epoch of what these would spoil without a word.
+
+        That is: a batch larger than the kept set, and a schedule of the learning rate that is longer
+        than the run, where ``epochs`` is known. accelerate's, and those of the integrations, are
+        watched without asking.
+
+        Args:
+            loader: of the training, or None.
+            scheduler: of the learning rate, as in ``torch.optim.lr_scheduler``, or None.
+        """
+        self._watch.add(
+            [] if loader is None else [loader], [] if scheduler is None else [scheduler]
+        )
+
+    def _look(self, epoch: int) -> None:
+        """Let the watch see the epoch that ended; on rank 0, which always iterates the sampler."""
+        if current_group().rank:
+            return
+        if self._accelerator is not None:  # what it prepared is not public; without it: no warning
+            self._watch.add(
+                getattr(self._accelerator, "_dataloaders", ()),
+                getattr(self._accelerator, "_schedulers", ()),
+            )
+        if epoch > self._ended:  # not when it catches up
+            self._watch.epoch_ended(epoch, self.schedule)
+
+    def _selects(self, epoch: int) -> bool:
+        """Whether a selection is due before this coming epoch, or was and has been missed."""
+        return self.schedule.selects(epoch) or (
+            self.schedule.prunes(epoch)
+            and not self._selected
+            and len(self.sampler.kept) == self.sampler.num_samples
+        )
 
     def _choose(self, epoch: int, model: nn.Module) -> Selection:
         """The selection for this coming epoch, measuring if it is time or nothing is measured."""
-        if self._redraw is None:
+        group = current_group()
+        if not self._selected:
+            data = (self.sampler.dataset, self.pruner.dataset)
+            together(group, lambda: None if group.rank else check_same_labels(*data))
+        if self.schedule.redraw_every is None:
             return self.pruner.select(model)
-        anew = self._selects(epoch) or not self._measured
-        current_group().check_equal(
-            "the callbacks", repr(anew).encode(), self._ages.numpy().tobytes()
-        )
+        measured = group.broadcast_bytes(bytes([self._scores is not None])) == b"\x01"
+        anew = self._selects(epoch) or not measured
+        group.check_equal("the callbacks", repr(anew).encode(), self._ages.numpy().tobytes())
         if anew:
             self._scores = self.pruner.measure(model)
         n, kept = self.sampler.num_samples, self.sampler.kept
-        if not self._measured and len(kept) < n:  # resumed without this callback's state
+        if not measured and len(kept) < n:  # resumed with the sampler's state alone
             self._ages = older(self._ages, complement(kept, n))
-        self._measured = True
         selection = self.pruner.redraw(self._scores, self._ages, certify=anew)
         self._ages = older(self._ages, selection.pruned)
         return selection
 
     def state_dict(self) -> dict[str, Any]:
-        """What a redraw needs: for how many draws each sample was left out or kept, and the scores.
+        """All that a resumed run needs: the sampler's state, and what a redraw needs.
 
-        The scores are the measurements, ``4 n (2 C + D + 4)`` bytes, on rank 0 only. Without
-        ``redraw_every`` there is nothing to save.
+        That is for how many draws each sample was left out or kept, and the measurements: on rank 0
+        ``4 n (2 C + D + 4)`` bytes, with ``redraw_every`` only. Save rank 0's.
         """
+        redraws = self.schedule.redraw_every is not None
         return {
             "version": STATE_VERSION,
-            "n": self.sampler.num_samples,
-            "ages": self._ages,
-            "scores": None if self._scores is None else self._scores.state_dict(),
-            "measured": self._measured,
+            "rank": current_group().rank,
+            "sampler": self.sampler.state_dict(),
+            "epoch": self._ended,
+            "selected": self._selected,
+            "ages": self._ages if redraws else None,
+            "scores": self._scores.state_dict() if self._scores else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -192,27 +242,20 @@ class PruningCallback:
         Raises:
             ValueError: when the state is of another version or dataset size, or not whole.
         """
-        missing = {"version", "n", "ages", "scores", "measured"} - set(state)
-        if missing:
-            raise ValueError(f"not a state of PruningCallback: {sorted(missing)} missing")
-        if state["version"] != STATE_VERSION:
-            raise ValueError(
-                f"the state has version {state['version']!r}, this release reads {STATE_VERSION}"
-            )
-        n, ages = self.sampler.num_samples, state["ages"]
+        check_state(state, "PruningCallback", STATE_VERSION, STATE_KEYS)
+        n, ages, held = self.sampler.num_samples, state["ages"], state["scores"]
+        if ages is None:
+            ages = torch.zeros(n, dtype=torch.int64)
         fits = isinstance(ages, torch.Tensor) and ages.dtype == torch.int64 and ages.shape == (n,)
-        if state["n"] != n or not fits:
-            raise ValueError(
-                f"the state is of a dataset of {state['n']} samples, this one has {n}; resume with "
-                "the dataset of the checkpoint"
-            )
-        held = state["scores"]
-        if state["measured"] and held is None and current_group().rank == 0:
-            raise ValueError("the state was saved on another rank than 0; load the one of rank 0")
-        here = held is not None and current_group().rank == 0
-        scores = self.pruner.scores_from(held) if here else None
-        self._scores, self._measured = scores, bool(state["measured"])
-        self._ages = ages.to("cpu", torch.int64)
+        if not fits and state["sampler"].get("n") == n:
+            raise ValueError(f"the state's ages are not {n} whole numbers: a damaged checkpoint")
+        if state["rank"] != 0:
+            raise ValueError(f"the state was saved on rank {state['rank']}; load the one of rank 0")
+        root = self.schedule.redraw_every is not None and current_group().rank == 0
+        scores = self.pruner.scores_from(held) if root and held is not None else None
+        self.sampler.load_state_dict(state["sampler"])
+        self._scores, self._ages = scores, ages.to("cpu", torch.int64)
+        self._ended, self._selected = int(state["epoch"]), bool(state["selected"])
 
     def planned_steps(
         self,
@@ -241,31 +284,17 @@ class PruningCallback:
         Raises:
             ValueError: for numbers below 1, or an epoch that would have no batch.
         """
-        numbers = (epochs, batch_size, num_processes, gradient_accumulation_steps)
-        if min(numbers) < 1:
-            raise ValueError(
-                "epochs, batch_size, num_processes and gradient_accumulation_steps must be at "
-                f"least 1, got {numbers}"
-            )
-        if self._epochs not in (None, epochs):
-            raise ValueError(
-                f"epochs={epochs}, but the callback was made for epochs={self._epochs}"
-            )
+        if epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        schedule = self.schedule.lasting(epochs)
         kept, full = self._planned_kept(), self.sampler.num_samples
-        total = 0
-        for epoch in range(epochs):
-            pruned = epoch >= self._warmup and not self._ends_pruning(epoch, epochs)
-            length = self.sampler.length(kept if pruned else full)
-            batches = length // batch_size if drop_last else -(-length // batch_size)
-            batches = batches // num_processes if drop_last else -(-batches // num_processes)
-            if batches == 0:
-                raise ValueError(
-                    f"epoch {epoch} would have no batch: {length} samples in batches of "
-                    f"{batch_size} on {num_processes} processes with drop_last=True; prune less or "
-                    "use a smaller batch"
-                )
-            total += -(-batches // gradient_accumulation_steps)
-        return total
+        return optimiser_steps(
+            [self.sampler.length(kept if schedule.prunes(e) else full) for e in range(epochs)],
+            batch_size=batch_size,
+            drop_last=drop_last,
+            num_processes=num_processes,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+        )
 
     def _planned_kept(self) -> int:
         """Samples kept while pruned, known or bounded."""
@@ -282,26 +311,6 @@ class PruningCallback:
             stacklevel=3,
         )
         return n
-
-    def _ends_pruning(self, epoch: int, epochs: int | None) -> bool:
-        """Whether this coming epoch is one of the last, on all samples."""
-        return bool(self._final_full) and epochs is not None and epoch >= epochs - self._final_full
-
-    def _selects(self, epoch: int) -> bool:
-        """Whether a selection is due before this coming epoch."""
-        since = epoch - self._warmup
-        if since < 0 or (self._epochs is not None and epoch >= self._epochs):
-            return False
-        # The first time may lie before the first call: the callback joined a run late.
-        missed = self.selection is None and len(self.sampler.kept) == self.sampler.num_samples
-        return missed or since == 0 or (self._refresh is not None and since % self._refresh == 0)
-
-    def _redraws(self, epoch: int) -> bool:
-        """Whether a redraw is due before this coming epoch."""
-        since = epoch - self._warmup
-        if self._redraw is None or (self._epochs is not None and epoch >= self._epochs):
-            return False
-        return since >= 0 and since % self._redraw == 0
 
     def _report(
         self, epoch: int, selection: Selection, seconds: float, epoch_seconds: float | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,3 +118,21 @@ def checked_cost(cost: Tensor | Sequence[float], num_samples: int) -> Tensor:
             f"{float(tensor[bad[0]])}; give every sample a finite cost"
         )
     return tensor
+
+
+def check_state(state: Mapping[str, Any], owner: str, version: int, keys: set[str]) -> None:
+    """Check that a state dict is whole and of this version.
+
+    Raises:
+        ValueError: when it is not.
+    """
+    missing = keys - set(state)
+    if missing:
+        raise ValueError(
+            f"not a state of {owner}: {sorted(missing)} missing; load what its state_dict returned"
+        )
+    if state["version"] != version:
+        raise ValueError(
+            f"the state of {owner} has version {state['version']!r}, this release reads {version}; "
+            "resume with the release that saved it"
+        )

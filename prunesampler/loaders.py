@@ -82,6 +82,23 @@ def _custom_batches(loader: DataLoader[Any]) -> str:
     )
 
 
+def sampler_of(loader: Any) -> Any:
+    """The sampler at the end of a loader's chain of batch samplers, whatever prepared the loader."""
+    link = getattr(loader, "batch_sampler", None)
+    if link is None:
+        return getattr(loader, "sampler", None)
+    while hasattr(link, "batch_sampler"):  # accelerate's shards
+        link = link.batch_sampler
+    return getattr(link, "sampler", None)
+
+
+def batch_size_of(loader: Any) -> int | None:
+    """Samples of a loader's batch over all processes, as far as it tells."""
+    links = (loader, getattr(loader, "batch_sampler", None))
+    names = ("total_batch_size", "batch_size")
+    return next((s for n in names for link in links if (s := getattr(link, n, None))), None)
+
+
 class Grid:
     """The batches of a dataset that one rank scores: every W-th of one fixed grid.
 

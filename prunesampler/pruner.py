@@ -130,7 +130,7 @@ class InfluencePruner:
             collate_fn=default_collate if collate_fn is None else collate_fn,
             progress=progress,
         )
-        self._dataset, self._validation = score_dataset, validation
+        self.dataset, self._validation = score_dataset, validation
         self._batch_size, self.progress = batch_size, progress
 
     def select(self, model: nn.Module) -> Selection:
@@ -221,7 +221,7 @@ class InfluencePruner:
         model = unwrap(model)
         started = time.perf_counter()
         group.check_equal("the pruners", self._settings())
-        datasets = [self._dataset, *([] if self._validation is None else [self._validation])]
+        datasets = [self.dataset, *([] if self._validation is None else [self._validation])]
         measured, *rest = self._measurer.measure(model, datasets, group)
         seconds = time.perf_counter() - started
 

@@ -26,3 +26,16 @@ def summary(epoch: int, selection: Selection, seconds: float, epoch_seconds: flo
         f"{head}; {seconds:.1f} s (scoring {scoring:.1f}, solving {solving:.1f}){ratio}\n"
         + selection.certificate
     )
+
+
+def figures(selection: Selection, seconds: float) -> dict[str, float]:
+    """What experiment trackers get: numbers by name; seconds are of selecting."""
+    numbers = {
+        "pruning/kept": float(selection.num_samples - len(selection.pruned)),
+        "pruning/shift": selection.shift,
+        "pruning/random_shift": float(selection.metadata["random_shift"]),
+        "pruning/seconds": seconds,
+    }
+    if not math.isnan(selection.newton_shift):
+        numbers["pruning/newton_shift"] = selection.newton_shift
+    return numbers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any, Literal
 
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from prunesampler.checks import checked_indices, dataset_size, whole_number
+from prunesampler.checks import check_state, checked_indices, dataset_size, whole_number
 from prunesampler.selection import Selection
 
 STATE_VERSION = 1
+STATE_KEYS = {"version", "n", "seed", "epoch", "kept"}
 
 
 class InfluencePrunedSampler(Sampler[int]):
@@ -29,7 +31,7 @@ class InfluencePrunedSampler(Sampler[int]):
     alone: they share out the batches themselves.
 
     Args:
-        dataset: map-style. Only its length is used.
+        dataset: map-style.
         seed: of the order.
         shuffle: a new order every epoch; otherwise ascending.
         num_replicas: processes that share the indices, in plain ``torch.distributed``.
@@ -39,6 +41,11 @@ class InfluencePrunedSampler(Sampler[int]):
         epoch_length: ``"shrink"``: a pass is the kept samples. ``"constant"``: the kept samples are
             repeated, reshuffled, until a pass is as long as the dataset, so that step counts and
             schedules stay as they were.
+
+    Attributes:
+        dataset: as it was given.
+        epoch: of the next pass.
+        passes: epochs of the passes that were begun since somebody cleared it, the latest last.
 
     Raises:
         TypeError: for anything but a map-style dataset.
@@ -65,9 +72,11 @@ class InfluencePrunedSampler(Sampler[int]):
             raise ValueError(f"uneven must be 'pad' or 'drop', got {uneven!r}")
         if epoch_length not in ("shrink", "constant"):
             raise ValueError(f"epoch_length must be 'shrink' or 'constant', got {epoch_length!r}")
+        self.dataset = dataset
         self.num_replicas = num_replicas
         self.rank = rank
         self.epoch = 0
+        self.passes: deque[int] = deque(maxlen=1)
         self._min_kept = 1
         self.epoch_length = epoch_length
         self._seed = whole_number("seed", seed)
@@ -170,13 +179,7 @@ class InfluencePrunedSampler(Sampler[int]):
         Raises:
             ValueError: when the state is of another version or dataset size, or not valid.
         """
-        missing = {"version", "n", "seed", "epoch", "kept"} - set(state)
-        if missing:
-            raise ValueError(f"not a state of InfluencePrunedSampler: {sorted(missing)} missing")
-        if state["version"] != STATE_VERSION:
-            raise ValueError(
-                f"the state has version {state['version']!r}, this release reads {STATE_VERSION}"
-            )
+        check_state(state, type(self).__name__, STATE_VERSION, STATE_KEYS)
         if state["n"] != self.num_samples:
             raise ValueError(
                 f"the state is of a dataset of {state['n']} samples, this one has "
@@ -225,6 +228,7 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
         epoch = sampler.epoch
         indices = iter(sampler.indices(epoch))
         counted = [epoch]
+        sampler.passes.append(epoch)
         self = super().__new__(cls, indices, cls._finish(sampler, counted))
         self._indices, self._epoch, self._counted = indices, epoch, counted
         self._total = _remaining(indices)

@@ -153,6 +153,8 @@ def redrawn():
     def run(sampler, pruning, epochs):
         kept = []
         for epoch in epochs:
+            sampler.set_epoch(epoch)
+            list(sampler)
             pruning.on_epoch_end(epoch, network())
             kept.append(sampler.kept.tolist())
         return kept

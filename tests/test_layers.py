@@ -7,7 +7,7 @@ from pathlib import Path
 import prunesampler
 
 ROWS = [
-    {"influence", "budget", "kernels", "checks"},
+    {"influence", "budget", "kernels", "checks", "schedule"},
     {"samples", "selection", "constraints", "certificate"},
     {"losses", "curvature", "scores", "problem"},
     {"costs", "guarantee", "search", "rotation"},
@@ -15,7 +15,7 @@ ROWS = [
     {"annealing", "exchange", "selector"},
     {"gradients", "sampler", "distributed", "isolation"},
     {"loaders"},
-    {"measuring"},
+    {"measuring", "watch"},
     {"pruner"},
     {"callback"},
     {"__init__"},

@@ -1,0 +1,129 @@
+"""Which epochs run on all samples, before which a set is chosen, and how many steps that makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What happens before each epoch. Epochs count from 0; ``epoch`` is always the coming one.
+
+    Args:
+        warmup_epochs: on all samples before the first selection, at least 1.
+        refresh_every: measure and select again every so many epochs after the first time, or None.
+        redraw_every: draw another set every so many epochs after the first time, or None.
+        final_full_epochs: on all samples at the end; needs ``epochs``.
+        epochs: of the run, or None where unknown. Nothing is chosen at its end.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
+
+    warmup_epochs: int
+    refresh_every: int | None = None
+    redraw_every: int | None = None
+    final_full_epochs: int = 0
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.warmup_epochs < 1:
+            raise ValueError(
+                f"warmup_epochs must be at least 1, got {self.warmup_epochs}: influence is measured "
+                "on a trained model"
+            )
+        for name in ("refresh_every", "redraw_every"):
+            every = getattr(self, name)
+            if every is not None and every < 1:
+                raise ValueError(f"{name} must be at least 1 or None, got {every}")
+        if self.final_full_epochs < 0 or (self.final_full_epochs and self.epochs is None):
+            raise ValueError(
+                f"final_full_epochs={self.final_full_epochs} with epochs={self.epochs}: it must be "
+                "zero or more, and needs to know the number of epochs"
+            )
+        if self.epochs is not None and self.warmup_epochs + self.final_full_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs} and final_full_epochs={self.final_full_epochs} "
+                f"are more than epochs={self.epochs}; shorten them"
+            )
+
+    def lasting(self, epochs: int) -> Schedule:
+        """The same for a run of so many epochs.
+
+        Raises:
+            ValueError: when it was made for another number.
+        """
+        if self.epochs not in (None, epochs):
+            raise ValueError(f"epochs={epochs}, but the callback was made for epochs={self.epochs}")
+        return replace(self, epochs=epochs)
+
+    def ends_pruning(self, epoch: int) -> bool:
+        """Whether it is one of the last epochs, on all samples."""
+        if not self.final_full_epochs or self.epochs is None:
+            return False
+        return epoch >= self.epochs - self.final_full_epochs
+
+    def prunes(self, epoch: int) -> bool:
+        """Whether it runs on the kept samples."""
+        return epoch >= self.warmup_epochs and not self.ends_pruning(epoch)
+
+    def over(self, epoch: int) -> bool:
+        """Whether the run is known to have ended."""
+        return self.epochs is not None and epoch >= self.epochs
+
+    def selects(self, epoch: int) -> bool:
+        """Whether to measure and select."""
+        since = epoch - self.warmup_epochs
+        return since == 0 or (
+            since > 0 and bool(self.refresh_every) and _due(since, self.refresh_every)
+        )
+
+    def redraws(self, epoch: int) -> bool:
+        """Whether to draw another set, if none is selected."""
+        return epoch >= self.warmup_epochs and _due(epoch - self.warmup_epochs, self.redraw_every)
+
+
+def _due(since: int, every: int | None) -> bool:
+    return every is not None and since % every == 0
+
+
+def optimiser_steps(
+    lengths: Iterable[int],
+    *,
+    batch_size: int,
+    drop_last: bool,
+    num_processes: int,
+    gradient_accumulation_steps: int,
+) -> int:
+    """Optimiser steps of epochs with so many samples each.
+
+    Args:
+        lengths: samples of each epoch.
+        batch_size: per process.
+        drop_last: whether an epoch's last, smaller batch is left out.
+        num_processes: that share out the batches.
+        gradient_accumulation_steps: batches per step; an epoch's rest makes a step.
+
+    Raises:
+        ValueError: for numbers below 1, or an epoch without a batch.
+    """
+    numbers = (batch_size, num_processes, gradient_accumulation_steps)
+    if min(numbers) < 1:
+        raise ValueError(
+            "batch_size, num_processes and gradient_accumulation_steps must be at least 1, got "
+            f"{numbers}"
+        )
+    total = 0
+    for epoch, length in enumerate(lengths):
+        batches = length
+        for size in (batch_size, num_processes):
+            batches = batches // size if drop_last else -(-batches // size)
+        if batches == 0:
+            raise ValueError(
+                f"epoch {epoch} would have no batch: {length} samples in batches of {batch_size} on "
+                f"{num_processes} processes with drop_last=True; prune less or use a smaller batch"
+            )
+        total += -(-batches // gradient_accumulation_steps)
+    return total

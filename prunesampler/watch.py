@@ -1,0 +1,154 @@
+"""What silently spoils a pruned run: noticed at the end of its first pruned epoch, and said once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, SequentialLR
+
+from prunesampler.checks import dataset_size
+from prunesampler.isolation import preserved_random_state
+from prunesampler.loaders import batch_size_of, sampler_of
+from prunesampler.sampler import InfluencePrunedSampler
+from prunesampler.schedule import Schedule
+
+SPOT_CHECKS = 8
+
+
+class Watch:
+    """Looks at a run from outside, at the ends of its epochs, and changes nothing.
+
+    Args:
+        sampler: of the run.
+    """
+
+    def __init__(self, sampler: InfluencePrunedSampler) -> None:
+        self._sampler = sampler
+        self._loaders: list[Any] = []
+        self._schedulers: list[tuple[Any, list[int]]] = []
+        self._said: set[str] = set()
+
+    def add(self, loaders: Iterable[Any], schedulers: Iterable[Any]) -> None:
+        """Look at these as well, from now on; what is known already is skipped."""
+        self._loaders += [new for new in loaders if all(new is not old for old in self._loaders)]
+        for new in schedulers:
+            if all(new is not old for old, _ in self._schedulers):
+                self._schedulers.append((new, [ticks(new)]))
+
+    def epoch_ended(self, epoch: int, schedule: Schedule) -> None:
+        """Warn of what is wrong with the epoch that ended, if it was a pruned one."""
+        for scheduler, seen in self._schedulers:
+            seen.append(ticks(scheduler))
+        if len(self._sampler.kept) < self._sampler.num_samples:
+            self._check_passes(epoch)
+            for loader in self._loaders:
+                self._check_loader(loader)
+            for scheduler, seen in self._schedulers:
+                self._check_schedule(scheduler, seen, epoch, schedule)
+        self._sampler.passes.clear()
+
+    def _check_passes(self, epoch: int) -> None:
+        drawn = list(self._sampler.passes)
+        if not drawn:
+            self._say(
+                "sampler",
+                f"nobody iterated the sampler in epoch {epoch}, so training ran on other samples than "
+                "the kept ones: the loader has another sampler, or a framework put its own in place; "
+                "build the loader with sampler= and let nothing replace it",
+            )
+        elif drawn[-1] != epoch:
+            self._say(
+                "order",
+                f"epoch {epoch} ran in the order of epoch {drawn[-1]}: call "
+                "loader.set_epoch(epoch) (accelerate) or sampler.set_epoch(epoch) before each epoch",
+            )
+
+    def _check_loader(self, loader: Any) -> None:
+        kept, batch = len(self._sampler), batch_size_of(loader)
+        if sampler_of(loader) is self._sampler and batch is not None and kept < batch:
+            self._say(
+                "batch",
+                f"the {kept} kept samples are fewer than a batch of {batch}: every pruned epoch is one "
+                "short batch, one padded with copies, or none at all with drop_last; prune less or use "
+                "a smaller batch",
+            )
+
+    def _check_schedule(
+        self, scheduler: Any, seen: list[int], epoch: int, schedule: Schedule
+    ) -> None:
+        length, taken = schedule_length(scheduler), seen[-1] - seen[-2]
+        if length is None or schedule.epochs is None or taken <= 0:
+            return
+        per_tick = len(self._sampler.kept) / taken  # of an epoch-wise schedule: all of them
+        full = taken if taken == 1 else round(self._sampler.num_samples / per_tick)
+        coming = range(epoch + 1, schedule.epochs)
+        total = seen[-1] + sum(taken if schedule.prunes(e) else full for e in coming)
+        if length > 1.01 * total + 1:
+            name = type(getattr(scheduler, "scheduler", scheduler)).__name__
+            self._say(
+                "schedule",
+                f"the {name} is sized for {length} steps, this run makes {total}, so training will "
+                "end at a learning rate that is too high; size it with pruning.planned_steps()",
+            )
+
+    def _say(self, what: str, message: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            warnings.warn(message, stacklevel=6)
+
+
+def ticks(scheduler: Any) -> int:
+    """How often a scheduler, prepared by accelerate or not, was stepped."""
+    return int(getattr(scheduler, "scheduler", scheduler).last_epoch)
+
+
+def schedule_length(scheduler: Any) -> int | None:
+    """Steps until a schedule of the learning rate ends, or None where it has no end or hides it."""
+    scheduler = getattr(scheduler, "scheduler", scheduler)
+    if isinstance(scheduler, SequentialLR):
+        parts: list[LRScheduler] = scheduler._schedulers
+        last = schedule_length(parts[-1])
+        return None if last is None else int(scheduler._milestones[-1]) + last
+    if isinstance(scheduler, MultiStepLR):
+        return max(scheduler.milestones, default=None)
+    if isinstance(scheduler, LambdaLR):  # as the schedules of transformers are made
+        given = [getattr(part, "keywords", {}) for part in scheduler.lr_lambdas]
+        return next((k["num_training_steps"] for k in given if "num_training_steps" in k), None)
+    names = ("total_steps", "T_max", "total_iters")
+    return next((int(getattr(scheduler, name)) for name in names if hasattr(scheduler, name)), None)
+
+
+def check_same_labels(training: Any, scored: Any) -> None:
+    """Warn when some samples have other labels in the two sets: then they are not in one order.
+
+    Reads a few items of both, and leaves the random numbers as they are.
+    """
+    size = dataset_size(scored)
+    if training is scored:
+        return
+    with preserved_random_state():
+        for index in sorted({round(k * (size - 1) / SPOT_CHECKS) for k in range(SPOT_CHECKS + 1)}):
+            first, second = label_of(training[index]), label_of(scored[index])
+            if first is not None and second is not None and first != second:
+                warnings.warn(
+                    f"sample {index} has label {first} in the training set and {second} in "
+                    "score_dataset: they are not in the same order, and the wrong samples would be "
+                    "pruned",
+                    stacklevel=6,
+                )
+                return
+
+
+def label_of(item: Any) -> int | None:
+    """The class of a dataset's item ``(x, y)`` or mapping with ``labels`` or ``label``, if it is one."""
+    if isinstance(item, Mapping):
+        label = item.get("labels", item.get("label"))
+    else:
+        label = item[1] if isinstance(item, (tuple, list)) and len(item) == 2 else None
+    if label is None or isinstance(label, (str, bytes)):
+        return None
+    number = torch.as_tensor(label)
+    return None if number.dim() or number.is_floating_point() else int(number)
