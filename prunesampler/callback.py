@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from prunesampler.checks import check_state
 from prunesampler.distributed import current_group, together
 from prunesampler.pruner import InfluencePruner
-from prunesampler.report import figures, summary
-from prunesampler.rotation import older
+from prunesampler.redraws import Redraws
+from prunesampler.report import figures, summary, tell
 from prunesampler.sampler import InfluencePrunedSampler
 from prunesampler.schedule import Schedule, optimiser_steps
-from prunesampler.scores import Scores
-from prunesampler.selection import Selection, complement
+from prunesampler.selection import Selection
 from prunesampler.watch import Watch, check_same_labels
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-logger = logging.getLogger("prunesampler")
 STATE_VERSION = 1
-STATE_KEYS = {"version", "rank", "sampler", "epoch", "selected", "ages", "scores"}
+STATE_KEYS = {"version", "sampler", "epoch", "selected", "redraws"}
 
 
 class PruningCallback:
@@ -64,6 +59,9 @@ class PruningCallback:
 
     Attributes:
         selection: the last selection in this process, or None.
+        schedule: when to do what.
+        log: gets numbers by name and the step with every selection, or None; the trackers of the
+            accelerator, if there is one.
 
     Raises:
         ValueError: for numbers out of range, or a pruner over another number of samples.
@@ -92,6 +90,11 @@ class PruningCallback:
         )
         sampler.check_size(sampler.num_samples - pruner.budget.size(sampler.num_samples))
         if accelerator is not None:
+            if sampler.num_replicas > 1:
+                raise ValueError(
+                    f"the sampler has num_replicas={sampler.num_replicas}, but accelerate shares out "
+                    "the batches itself; leave it at 1"
+                )
             if accelerator.num_processes != current_group().size:
                 raise ValueError(
                     f"the accelerator has {accelerator.num_processes} processes, torch.distributed "
@@ -100,13 +103,27 @@ class PruningCallback:
             accelerator.register_for_checkpointing(self)
         self.sampler, self.pruner = sampler, pruner
         self.selection: Selection | None = None
+        self.log: Callable[[dict[str, float], int], Any] | None = None
+        if accelerator is not None:
+            self.log = accelerator.log
         self._accelerator, self._on_selection = accelerator, on_selection
         self._watch = Watch(sampler)
+        self._start()
+
+    def _start(self) -> None:
+        """Nothing selected, nothing measured."""
         self._selected = False
-        self._scores: Scores | None = None
-        self._ages = torch.zeros(sampler.num_samples, dtype=torch.int64)
+        redrawn = self.schedule.redraw_every is not None
+        self._redraws = Redraws(self.pruner) if redrawn else None
         self._ended = -1  # the last epoch whose end was seen
         self._last_end: float | None = None
+
+    def reset(self) -> None:
+        """Forget an earlier run: all samples are kept again, and the next epoch is the first."""
+        if self._ended >= 0:
+            self.sampler.reset()
+            self.sampler.set_epoch(0)
+        self._start()
 
     def on_epoch_end(
         self, epoch: int, model: nn.Module, *, step: int | None = None
@@ -143,10 +160,10 @@ class PruningCallback:
             )  # fmt: skip
             self.selection, self._selected = selection, True
             seconds = time.perf_counter() - now
-            self._report(epoch, selection, seconds, epoch_seconds)
-            if self._accelerator is not None:
-                numbers = figures(selection, seconds)
-                self._accelerator.log(numbers, step=epoch if step is None else step)
+            if group.rank == 0:
+                tell(summary(epoch, selection, seconds, epoch_seconds), self.pruner.progress)
+            if self.log is not None:
+                self.log(figures(selection, seconds), epoch if step is None else step)
             if self._on_selection is not None:
                 self._on_selection(selection)
         self._ended, self._last_end = epoch, time.perf_counter()
@@ -200,40 +217,26 @@ class PruningCallback:
         )
 
     def _choose(self, epoch: int, model: nn.Module) -> Selection:
-        """The selection for this coming epoch, measuring if it is time or nothing is measured."""
-        group = current_group()
+        """The selection for this coming epoch."""
         if not self._selected:
-            data = (self.sampler.dataset, self.pruner.dataset)
+            group, data = current_group(), (self.sampler.dataset, self.pruner.dataset)
             together(group, lambda: None if group.rank else check_same_labels(*data))
-        if self.schedule.redraw_every is None:
+        if self._redraws is None:
             return self.pruner.select(model)
-        measured = group.broadcast_bytes(bytes([self._scores is not None])) == b"\x01"
-        anew = self._selects(epoch) or not measured
-        group.check_equal("the callbacks", repr(anew).encode(), self._ages.numpy().tobytes())
-        if anew:
-            self._scores = self.pruner.measure(model)
-        n, kept = self.sampler.num_samples, self.sampler.kept
-        if not measured and len(kept) < n:  # resumed with the sampler's state alone
-            self._ages = older(self._ages, complement(kept, n))
-        selection = self.pruner.redraw(self._scores, self._ages, certify=anew)
-        self._ages = older(self._ages, selection.pruned)
-        return selection
+        return self._redraws.draw(model, self.sampler.kept, measure=self._selects(epoch))
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs: the sampler's state, and what a redraw needs.
 
-        That is for how many draws each sample was left out or kept, and the measurements: on rank 0
-        ``4 n (2 C + D + 4)`` bytes, with ``redraw_every`` only. Save rank 0's.
+        With ``redraw_every`` that includes the measurements, ``4 n (2 C + D + 4)`` bytes, on rank 0
+        only: save rank 0's.
         """
-        redraws = self.schedule.redraw_every is not None
         return {
             "version": STATE_VERSION,
-            "rank": current_group().rank,
             "sampler": self.sampler.state_dict(),
             "epoch": self._ended,
             "selected": self._selected,
-            "ages": self._ages if redraws else None,
-            "scores": self._scores.state_dict() if self._scores else None,
+            "redraws": None if self._redraws is None else self._redraws.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -242,19 +245,15 @@ class PruningCallback:
         Raises:
             ValueError: when the state is of another version or dataset size, or not whole.
         """
-        check_state(state, "PruningCallback", STATE_VERSION, STATE_KEYS)
-        n, ages, held = self.sampler.num_samples, state["ages"], state["scores"]
-        if ages is None:
-            ages = torch.zeros(n, dtype=torch.int64)
-        fits = isinstance(ages, torch.Tensor) and ages.dtype == torch.int64 and ages.shape == (n,)
-        if not fits and state["sampler"].get("n") == n:
-            raise ValueError(f"the state's ages are not {n} whole numbers: a damaged checkpoint")
-        if state["rank"] != 0:
-            raise ValueError(f"the state was saved on rank {state['rank']}; load the one of rank 0")
-        root = self.schedule.redraw_every is not None and current_group().rank == 0
-        scores = self.pruner.scores_from(held) if root and held is not None else None
+        check_state(state, type(self).__name__, STATE_VERSION, STATE_KEYS)
+        before = self.sampler.state_dict()
         self.sampler.load_state_dict(state["sampler"])
-        self._scores, self._ages = scores, ages.to("cpu", torch.int64)
+        try:
+            if self._redraws is not None and state["redraws"] is not None:
+                self._redraws.load_state_dict(state["redraws"])
+        except ValueError:
+            self.sampler.load_state_dict(before)
+            raise
         self._ended, self._selected = int(state["epoch"]), bool(state["selected"])
 
     def planned_steps(
@@ -311,15 +310,3 @@ class PruningCallback:
             stacklevel=3,
         )
         return n
-
-    def _report(
-        self, epoch: int, selection: Selection, seconds: float, epoch_seconds: float | None
-    ) -> None:
-        """One line on rank 0: to the terminal beside the progress bars, else to the log."""
-        if current_group().rank:
-            return
-        line = summary(epoch, selection, seconds, epoch_seconds)
-        if self.pruner.progress:
-            tqdm.write(line)
-        else:
-            logger.info(line)

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
+from tqdm.auto import tqdm
+
 from prunesampler.selection import Selection
+
+logger = logging.getLogger("prunesampler")
+
+
+def tell(text: str, progress: bool) -> None:
+    """Write to the terminal beside the progress bars, or without them to the log."""
+    if progress:
+        tqdm.write(text)
+    else:
+        logger.info(text)
 
 
 def summary(epoch: int, selection: Selection, seconds: float, epoch_seconds: float | None) -> str:

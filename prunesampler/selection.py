@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from prunesampler.budget import Budget
+from prunesampler.files import pack, unpack, write_atomically
 
-FORMAT = "prunesampler.selection"
-VERSION = 2
+KIND = ("prunesampler.selection", 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +114,6 @@ class Selection:
     def to_bytes(self) -> bytes:
         """The content of a file."""
         header = {
-            "format": FORMAT,
-            "version": VERSION,
             "num_samples": self.num_samples,
             "shift": self.shift,
             "newton_shift": self.newton_shift,
@@ -131,7 +123,7 @@ class Selection:
             "curvature_share": self.curvature_share,
             "loss_bound": self.loss_bound,
         }
-        return save_tensors({"pruned": self.pruned.contiguous()}, {"header": json.dumps(header)})
+        return pack(KIND, header, {"pruned": self.pruned})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Selection:
@@ -140,9 +132,8 @@ class Selection:
         Raises:
             ValueError: when the data are not a valid selection.
         """
-        header = _read_header(data)
+        header, tensors = unpack(KIND, data)
         try:
-            tensors = load_tensors(data)
             return cls(
                 pruned=tensors["pruned"],
                 num_samples=_number(header["num_samples"], int),
@@ -154,7 +145,7 @@ class Selection:
                 curvature_share=_optional(header["curvature_share"]),
                 loss_bound=_optional(header["loss_bound"]),
             )
-        except (KeyError, TypeError, SafetensorError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(f"not a complete selection: {error!r}") from error
 
 
@@ -163,35 +154,6 @@ def complement(indices: Tensor, size: int) -> Tensor:
     mask = torch.ones(size, dtype=torch.bool)
     mask[indices] = False
     return mask.nonzero().flatten()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a kill at any moment leaves the old one or the new one, whole."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def _read_header(data: bytes) -> Mapping[str, Any]:
-    """The JSON header inside the safetensors metadata."""
-    try:
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["header"])
-        form, version = header["format"], header["version"]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError("not a selection file of prunesampler") from error
-    if form != FORMAT or version != VERSION:
-        raise ValueError(
-            f"this is {form!r} version {version!r}; this release reads {FORMAT!r} version {VERSION}"
-        )
-    return header  # type: ignore[no-any-return]
 
 
 def _optional(value: Any) -> float | None:

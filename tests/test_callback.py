@@ -266,20 +266,31 @@ def test_a_resumed_run_without_the_callbacks_state_measures_again(model, few_dig
 def test_states_of_the_callback_that_do_not_fit(model, few_digits):
     _, (_, state) = redrawing(few_digits, model, 1)
     _, callback = make(few_digits, redraw_every=1)
-    scores = state["scores"]
+    redraws, n = state["redraws"], {**state["sampler"], "n": 7}
+    scores = redraws["scores"]
     for wrong, message in [
         ({}, "missing"),
         ({**state, "version": 9}, "version 9"),
-        ({**state, "sampler": {**state["sampler"], "n": 7}}, "of a dataset of 7 samples"),
-        ({**state, "ages": torch.zeros(3)}, "ages are not 200 whole numbers"),
-        ({**state, "rank": 1}, "saved on rank 1; load the one of rank 0"),
-        ({**state, "scores": {**scores, "hessian": "Path"}}, "not the measurements"),
-        ({**state, "scores": {**scores, "delta": scores["delta"][:5]}}, "not of the 200 samples"),
-        ({**state, "scores": {**scores, "losses": scores["losses"] / 0}}, "not finite"),
+        ({**state, "sampler": n}, "of a dataset of 7 samples"),
+        *(
+            ({**state, "redraws": part}, message)
+            for part, message in [
+                ({}, "missing"),
+                ({**redraws, "ages": torch.zeros(3)}, "ages are not 200 whole numbers"),
+                ({**redraws, "rank": 1}, "saved on rank 1; load the one of rank 0"),
+                ({**redraws, "scores": {**scores, "hessian": "Path"}}, "not the measurements"),
+                (
+                    {**redraws, "scores": {**scores, "delta": scores["delta"][:5]}},
+                    "not of the 200 samples",
+                ),
+                ({**redraws, "scores": {**scores, "losses": scores["losses"] / 0}}, "not finite"),
+            ]
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             callback.load_state_dict(wrong)
-    assert callback.state_dict()["scores"] is None
+        assert len(callback.sampler.kept) == 200
+    assert callback.state_dict()["redraws"]["scores"] is None
 
 
 def test_redraw_every_must_be_a_number_of_epochs(few_digits):

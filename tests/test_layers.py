@@ -7,7 +7,7 @@ from pathlib import Path
 import prunesampler
 
 ROWS = [
-    {"influence", "budget", "kernels", "checks", "schedule"},
+    {"influence", "budget", "kernels", "checks", "schedule", "files"},
     {"samples", "selection", "constraints", "certificate"},
     {"losses", "curvature", "scores", "problem"},
     {"costs", "guarantee", "search", "rotation"},
@@ -17,6 +17,7 @@ ROWS = [
     {"loaders"},
     {"measuring", "watch"},
     {"pruner"},
+    {"redraws"},
     {"callback"},
     {"__init__"},
 ]

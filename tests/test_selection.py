@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from prunesampler import Budget, Selection
-from prunesampler.selection import complement, write_atomically
+from prunesampler.files import write_atomically
+from prunesampler.selection import complement
 
 
 def selection(pruned=(1, 4), n=6, **changes):

@@ -1,0 +1,97 @@
+"""Files without pickle: tensors and JSON in one safetensors file, read without trust."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+STATE = ("prunesampler.state", 1)
+
+
+def pack(kind: tuple[str, int], header: Mapping[str, Any], tensors: dict[str, Tensor]) -> bytes:
+    """The content of a file: what it is and its version, JSON values, and tensors."""
+    header = {"format": kind[0], "version": kind[1], **header}
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return save_tensors(whole, {"header": json.dumps(header)})
+
+
+def unpack(kind: tuple[str, int], data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The reverse of `pack`.
+
+    Raises:
+        ValueError: for anything but a whole file of this kind and version.
+    """
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["header"])
+        found = (header["format"], header["version"])
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"not a file of {kind[0]}") from error
+    if found != kind:
+        raise ValueError(
+            f"this is {found[0]!r} version {found[1]!r}; this release reads {kind[0]!r} version "
+            f"{kind[1]}"
+        )
+    try:
+        return header, load_tensors(data)
+    except SafetensorError as error:
+        raise ValueError(f"not a whole file of {kind[0]}: {error}") from error
+
+
+def pack_state(state: Mapping[str, Any]) -> bytes:
+    """A file for nested dicts of tensors and JSON values, such as ``PruningCallback.state_dict``."""
+    tensors: dict[str, Tensor] = {}
+
+    def plain(value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            tensors[path] = value
+            return {"tensor": path}
+        if isinstance(value, Mapping):
+            return {"dict": {key: plain(part, f"{path}/{key}") for key, part in value.items()}}
+        return value
+
+    return pack(STATE, {"state": plain(state, "")}, tensors)
+
+
+def unpack_state(data: bytes) -> dict[str, Any]:
+    """The reverse of `pack_state`.
+
+    Raises:
+        ValueError: for anything but such a file.
+    """
+    header, tensors = unpack(STATE, data)
+
+    def whole(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: whole(part) for key, part in value["dict"].items()}
+
+    try:
+        return dict(whole(header["state"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a whole file of {STATE[0]}: {error!r}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a kill at any moment leaves the old one or the new one, whole."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

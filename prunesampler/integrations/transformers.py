@@ -1,0 +1,214 @@
+"""The Hugging Face Trainer: a callback that prunes, and a mixin that lets it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from prunesampler.files import pack_state, unpack_state, write_atomically
+from prunesampler.integrations.common import HoldsPruning, require
+from prunesampler.sampler import InfluencePrunedSampler
+
+require(("transformers",), "4.45", "transformers")
+
+from transformers import (  # noqa: E402  after the check that it is there
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+FILE = "pruning.safetensors"
+CONSTANT = 'InfluencePrunedSampler(..., epoch_length="constant")'
+
+
+class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
+    """Prunes the sampler of a Hugging Face Trainer; needs `PruningTrainerMixin` in the trainer.
+
+    The Trainer counts steps and epochs once, from the full loader. So prefer a sampler with
+    ``epoch_length="constant"``: every count, the schedule, accumulation and resuming are then as
+    without pruning, and you save by training fewer epochs.
+
+    With ``epoch_length="shrink"`` epochs get shorter, and the schedule and ``max_steps`` are set to
+    the planned steps. There the Trainer cannot resume once samples are pruned, cannot accumulate
+    gradients over batches that do not divide an epoch, and cannot take ``max_steps``: all three are
+    refused. The fractions of epochs in its log are of a full epoch.
+
+    Every checkpoint holds the state as ``pruning.safetensors``; the Trainer's loggers receive the kept
+    samples, the shift and the seconds of every selection.
+    """
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **others: Any,  # the Trainer passes what it has, by name
+    ) -> None:
+        """Refuse what cannot be, learn how long the run is, forget an earlier run."""
+        if state.is_hyper_param_search:
+            raise ValueError(
+                "a hyperparameter search trains many times, but a sampler serves one run; build "
+                "trainer, sampler and callback anew for every trial"
+            )
+        if self.pruning.log is None:
+            raise TypeError(
+                "the trainer does not use the sampler: derive it from PruningTrainerMixin, as in "
+                "class MyTrainer(PruningTrainerMixin, Trainer): ..."
+            )
+        if state.global_step == 0:
+            self.pruning.reset()
+        if self.sampler.epoch_length == "shrink":
+            self._check_shrinking(args)
+            state.max_steps = self.steps(args)
+        self.expect_epochs(state.num_train_epochs)
+        self.pruning.watch(loader=others["train_dataloader"], scheduler=others["lr_scheduler"])
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **others: Any,
+    ) -> None:
+        """Catch up on a selection, if the checkpoint of a resumed run was saved before it."""
+        self.pruning.catch_up(int(state.epoch or 0), others["model"])
+
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **others: Any,
+    ) -> None:
+        """Select if it is time."""
+        epoch = math.ceil(state.epoch) - 1
+        self.pruning.on_epoch_end(epoch, others["model"], step=state.global_step)
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **others: Any,
+    ) -> None:
+        """Write the state into the checkpoint's folder."""
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_atomically(folder / FILE, pack_state(self.pruning.state_dict()))
+
+    def resume(self, checkpoint: str) -> None:
+        """Restore the state that a checkpoint's folder holds.
+
+        Raises:
+            ValueError: when it has none, or the run cannot be resumed.
+        """
+        file = Path(checkpoint) / FILE
+        if not file.exists():
+            raise ValueError(
+                f"{checkpoint} has no {FILE}: it was saved without this callback; train from the "
+                "start, or without it"
+            )
+        self.pruning.load_state_dict(unpack_state(file.read_bytes()))
+        pruned = len(self.sampler.kept) < self.sampler.num_samples
+        if pruned and self.sampler.epoch_length == "shrink":
+            raise ValueError(
+                "the Trainer finds its place in a resumed run by the length of a full epoch, so a run "
+                f'with epoch_length="shrink" cannot be resumed once it is pruned; use {CONSTANT}'
+            )
+
+    def steps(self, args: TrainingArguments) -> int:
+        """Optimiser steps of the whole run."""
+        split = args.accelerator_config.split_batches
+        return self.pruning.planned_steps(
+            epochs=math.ceil(args.num_train_epochs),
+            batch_size=args.train_batch_size,
+            drop_last=args.dataloader_drop_last,
+            num_processes=1 if split else args.world_size,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+        )
+
+    def _check_shrinking(self, args: TrainingArguments) -> None:
+        """Refuse what the Trainer cannot do with epochs that get shorter."""
+        budget, accumulated = self.pruning.pruner.budget, args.gradient_accumulation_steps
+        why = None
+        if args.max_steps > 0:
+            why = f"max_steps={args.max_steps} is counted in full epochs"
+        elif args.num_train_epochs % 1:
+            why = f"num_train_epochs={args.num_train_epochs} is not whole"
+        elif budget.epsilon is not None:
+            why = f"with Budget(epsilon={budget.epsilon}) the steps are not known beforehand"
+        elif accumulated > 1 and self._batches(args) % accumulated:
+            why = (
+                f"gradient_accumulation_steps={accumulated} does not divide the {self._batches(args)} "
+                "batches of a pruned epoch, and the Trainer would carry the rest over"
+            )
+        if why is not None:
+            raise ValueError(f'{why}, which epoch_length="shrink" breaks; use {CONSTANT}')
+
+    def _batches(self, args: TrainingArguments) -> int:
+        """Batches of a pruned epoch on one process."""
+        n = self.sampler.num_samples
+        split = args.accelerator_config.split_batches
+        batch = args.train_batch_size * (1 if split else args.world_size)
+        kept = self.sampler.length(n - self.pruning.pruner.budget.size(n))
+        return int(kept // batch if args.dataloader_drop_last else -(-kept // batch))
+
+
+class PruningTrainerMixin:
+    """Gives a Trainer the sampler of its `PruningCallback`.
+
+    Write ``class MyTrainer(PruningTrainerMixin, Trainer): ...`` and pass the callback in
+    ``callbacks=``.
+    """
+
+    def _pruning(self) -> PruningCallback:
+        """The one callback.
+
+        Raises:
+            TypeError: when there is none, or more than one.
+        """
+        handler = self.callback_handler  # type: ignore[attr-defined]
+        found = [part for part in handler.callbacks if isinstance(part, PruningCallback)]
+        if len(found) != 1:
+            raise TypeError(
+                f"{type(self).__name__} has {len(found)} PruningCallbacks in callbacks=, and needs "
+                "one of prunesampler.integrations.transformers"
+            )
+        return found[0]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> InfluencePrunedSampler:
+        """Our sampler, instead of a random one."""
+        callback, data = self._pruning(), train_dataset or self.train_dataset  # type: ignore[attr-defined]
+        sampler = callback.sampler
+        if len(data) != sampler.num_samples:
+            raise ValueError(
+                f"train_dataset has {len(data)} samples, the sampler's dataset {sampler.num_samples}; "
+                "build the sampler from the trainer's dataset"
+            )
+        if sampler.num_replicas > 1:
+            raise ValueError(
+                f"the sampler has num_replicas={sampler.num_replicas}, but the Trainer shares out the "
+                "batches itself; leave it at 1"
+            )
+        callback.pruning.log = lambda numbers, step: self.log(numbers)  # type: ignore[attr-defined]
+        return sampler
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LRScheduler:
+        """The Trainer's schedule, over the planned steps."""
+        callback = self._pruning()
+        if callback.sampler.epoch_length == "shrink":
+            num_training_steps = callback.steps(self.args)  # type: ignore[attr-defined]
+        return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc, no-any-return]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """With the optimizer, restore what is pruned."""
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is not None:
+            self._pruning().resume(checkpoint)
