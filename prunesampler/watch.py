@@ -28,7 +28,7 @@ class Watch:
     def __init__(self, sampler: InfluencePrunedSampler) -> None:
         self._sampler = sampler
         self._loaders: list[Any] = []
-        self._schedulers: list[tuple[Any, list[int]]] = []
+        self._schedulers: list[tuple[Any, list[int]]] = []  # with their steps at epochs' ends
         self._said: set[str] = set()
 
     def add(self, loaders: Iterable[Any], schedulers: Iterable[Any]) -> None:
@@ -36,7 +36,7 @@ class Watch:
         self._loaders += [new for new in loaders if all(new is not old for old in self._loaders)]
         for new in schedulers:
             if all(new is not old for old, _ in self._schedulers):
-                self._schedulers.append((new, [ticks(new)]))
+                self._schedulers.append((new, []))
 
     def epoch_ended(self, epoch: int, schedule: Schedule) -> None:
         """Warn of what is wrong with the epoch that ended, if it was a pruned one."""
@@ -79,7 +79,7 @@ class Watch:
     def _check_schedule(
         self, scheduler: Any, seen: list[int], epoch: int, schedule: Schedule
     ) -> None:
-        length, taken = schedule_length(scheduler), seen[-1] - seen[-2]
+        length, taken = schedule_length(scheduler), seen[-1] - seen[-2] if len(seen) > 1 else 0
         if length is None or schedule.epochs is None or taken <= 0:
             return
         per_tick = len(self._sampler.kept) / taken  # of an epoch-wise schedule: all of them
