@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,3 +61,13 @@ def run_python(*arguments: str | Path, processes: int = 1, **environment: str) -
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def run_job(file: str, name: str, processes: int, **environment: str) -> list[dict[str, Any]]:
+    """Run a job of a file beside this one; what each rank returned, by rank."""
+    output = run_python(ROOT / "tests" / file, name, processes=processes, **environment)
+    lines = [json.loads(line) for line in output.splitlines() if line.startswith('{"rank"')]
+    ranks = sorted(lines, key=lambda line: line["rank"])
+    assert [line["rank"] for line in ranks] == list(range(processes))
+    assert all(line["world"] == processes for line in ranks)
+    return ranks

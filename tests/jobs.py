@@ -1,23 +1,17 @@
-"""What the tests run on one process and on two: ``python jobs.py NAME``, or under torchrun.
-
-Every rank prints one line of JSON: its rank and what the job returned.
-"""
+"""Jobs in plain PyTorch, on one process and on two."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from functools import partial
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from accelerate import Accelerator
+from job_runner import RANK, WORLD, main
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
 from prunesampler import (
     Budget,
@@ -28,8 +22,6 @@ from prunesampler import (
     anneal,
 )
 
-WORLD = int(os.environ.get("WORLD_SIZE", "1"))
-RANK = int(os.environ.get("RANK", "0"))
 quick = partial(anneal, moves=50_000)
 
 
@@ -112,63 +104,6 @@ def bitwise():
     return {"losses": alone, "equal": alone == scored}
 
 
-def accelerated():
-    """A prepared loader over a pruned sampler: which indices every rank gets."""
-    accelerator = Accelerator(cpu=True)
-    assert accelerator.num_processes == WORLD
-    dataset = data(110)
-    sampler = InfluencePrunedSampler(dataset)
-    loader = DataLoader(torch.arange(110), 8, sampler=sampler)
-    model = network()
-    optimizer = torch.optim.SGD(model.parameters(), 0.0)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1000)
-    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
-    pruning = PruningCallback(sampler, pruner(dataset), warmup_epochs=1, accelerator=accelerator)
-    epochs = []
-    for epoch in range(3):
-        epochs.append([])
-        for batch in loader:
-            epochs[-1] += batch.tolist()
-            accelerator.backward(model(dataset.tensors[0][batch]).sum())
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-        pruning.on_epoch_end(epoch, model)
-    planned = pruning.planned_steps(epochs=3, batch_size=8, num_processes=WORLD)
-    ticks = scheduler.scheduler.last_epoch
-    return {"epochs": epochs, "kept": sampler.kept.tolist(), "planned": planned, "ticks": ticks}
-
-
-def redrawn():
-    """Kept sets of redraws after every epoch, with a checkpoint by accelerate in between."""
-    accelerator = Accelerator(cpu=True)
-    dataset, folder = data(120), os.environ["CHECKPOINTS"]
-
-    def make():
-        sampler = InfluencePrunedSampler(dataset)
-        return sampler, PruningCallback(
-            sampler, pruner(dataset), warmup_epochs=1, redraw_every=1, accelerator=accelerator
-        )
-
-    def run(sampler, pruning, epochs):
-        kept = []
-        for epoch in epochs:
-            sampler.set_epoch(epoch)
-            list(sampler)
-            pruning.on_epoch_end(epoch, network())
-            kept.append(sampler.kept.tolist())
-        return kept
-
-    sampler, pruning = make()
-    before = run(sampler, pruning, range(2))
-    accelerator.save_state(folder)
-    after = run(sampler, pruning, range(2, 5))
-    accelerator._custom_objects.clear()
-    sampler, pruning = make()
-    accelerator.load_state(folder)
-    return {"kept": before + after, "again": run(sampler, pruning, range(2, 5))}
-
-
 def failure(work):
     try:
         work()
@@ -235,14 +170,6 @@ def plain_ranks():
 
 
 if __name__ == "__main__":
-    if WORLD > 1 and sys.argv[1] not in ("accelerated", "redrawn"):
+    if WORLD > 1:
         dist.init_process_group("gloo")
-    result = globals()[sys.argv[1]]()
-    assert (dist.get_world_size() if dist.is_initialized() else 1) == WORLD
-    sys.stdout.write(json.dumps({"rank": RANK, "world": WORLD, **result}) + "\n")
-    sys.stdout.flush()
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
-    # gloo's threads may still be ending, and would abort an interpreter that shuts down meanwhile.
-    os._exit(0)
+    main(globals())

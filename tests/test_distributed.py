@@ -1,23 +1,12 @@
-import json
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
-from conftest import run_python
+from conftest import run_job
 
 from prunesampler.distributed import LocalGroup, current_group
 
-JOBS = Path(__file__).parent / "jobs.py"
-
-
-def job(name, processes, **environment):
-    """What each rank returned, by rank."""
-    output = run_python(JOBS, name, processes=processes, **environment)
-    lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    ranks = sorted(lines, key=lambda line: line["rank"])
-    assert [line["rank"] for line in ranks] == list(range(processes))
-    assert all(line["world"] == processes for line in ranks)
-    return ranks
+job = partial(run_job, "jobs.py")
 
 
 def test_two_processes_score_every_sample_once_and_keep_what_one_keeps():
@@ -48,33 +37,6 @@ def test_scoring_leaves_the_losses_bitwise_as_they_were(processes):
     ranks = job("bitwise", processes)
     assert all(line["equal"] for line in ranks)
     assert len({tuple(line["losses"]) for line in ranks}) == processes
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_prepared_by_accelerate(processes):
-    ranks = job("accelerated", processes)
-    kept = ranks[0]["kept"]
-    assert len(kept) == 66
-    steps = 0
-    for epoch, expected in enumerate([set(range(110)), set(kept), set(kept)]):
-        drawn = [line["epochs"][epoch] for line in ranks]
-        assert set().union(*drawn) == expected
-        assert sum(map(len, drawn)) - len(expected) < 8 * processes
-        assert len({-(-len(part) // 8) for part in drawn}) == 1
-        steps += -(-len(drawn[0]) // 8)
-    assert all(line["kept"] == kept for line in ranks)
-    assert all(line["planned"] == steps for line in ranks)
-    # A prepared scheduler steps once per process for every optimiser step.
-    assert all(line["ticks"] == steps * processes for line in ranks)
-
-
-def test_redraws_are_the_same_on_all_ranks_and_after_resuming(tmp_path):
-    (alone,) = job("redrawn", 1, CHECKPOINTS=str(tmp_path / "one"))
-    first, second = job("redrawn", 2, CHECKPOINTS=str(tmp_path / "two"))
-    assert first["kept"] == second["kept"] == alone["kept"]
-    assert first["again"] == second["again"] == alone["again"] == alone["kept"][2:]
-    for k in range(3):
-        assert set().union(*alone["kept"][k : k + 3]) == set(range(120))
 
 
 def test_plain_ranks_share_the_kept_set():
