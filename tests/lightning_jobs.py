@@ -1,0 +1,145 @@
+"""Jobs under Lightning, on one process and on two."""
+
+from __future__ import annotations
+
+import lightning.pytorch
+import pytorch_lightning
+import torch
+import torch.nn.functional as F
+from job_runner import FOLDER, WORLD, main
+from jobs import data, network, pruner
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader, TensorDataset
+
+from prunesampler import InfluencePrunedSampler
+from prunesampler.integrations.lightning import PruningCallback
+
+EPOCHS = 5
+
+
+def module(flavour):
+    """A LightningModule of either package, which notes what it trains on and when it validates."""
+
+    class Module(flavour.LightningModule):
+        def __init__(self, steps, loader=None):
+            super().__init__()
+            self.network, self.planned, self.loader = network(), steps, loader
+            self.network[3].p = 0.0  # Lightning does not keep random states
+            self.batches, self.validated, self.losses = {}, [], []
+
+        def forward(self, x):
+            return self.network(x)
+
+        def training_step(self, batch, number):
+            x, y, index = batch
+            self.batches.setdefault(self.current_epoch, []).append(index.tolist())
+            loss = F.cross_entropy(self(x), y)
+            self.losses.append(loss.item())
+            return loss
+
+        def validation_step(self, batch, number):
+            x, y, _ = batch
+            self.log("loss", F.cross_entropy(self(x), y), sync_dist=True)
+
+        def on_validation_epoch_end(self):
+            self.validated.append(self.current_epoch)
+
+        def train_dataloader(self):
+            return self.loader()
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), 0.1)
+            schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, self.planned)
+            return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    return Module
+
+
+def fit(
+    *, checkpoint=None, workers=0, hook=False, flavour=lightning.pytorch, early=None, budget=None, **options
+):  # fmt: skip
+    torch.manual_seed(0)
+    x, y = data(200).tensors
+    indexed, scored = TensorDataset(x, y, torch.arange(len(x))), TensorDataset(x, y)
+    sampler = InfluencePrunedSampler(indexed)
+
+    def loader():
+        return DataLoader(indexed, 16, sampler=sampler, num_workers=workers)
+
+    pruning = PruningCallback(
+        sampler, pruner(scored, **({"budget": budget} if budget else {})), warmup_epochs=2,
+        **options.pop("pruning", {}),
+    )  # fmt: skip
+    steps = pruning.planned_steps(epochs=EPOCHS, batch_size=16, num_processes=WORLD)
+    model = module(flavour)(steps, loader)
+    callbacks = [pruning]
+    if early is not None:
+        callbacks.append(
+            ModelCheckpoint(FOLDER / f"early {early}", "{epoch}", "loss", save_top_k=-1,
+                            save_on_train_epoch_end=not early)
+        )  # fmt: skip
+    trainer = flavour.Trainer(
+        **{
+            "max_epochs": EPOCHS, "accelerator": "cpu", "devices": WORLD, "callbacks": callbacks,
+            "strategy": "ddp" if WORLD > 1 else "auto", "enable_progress_bar": False,
+            "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0,
+            "enable_checkpointing": early is not None, **options,
+        }
+    )  # fmt: skip
+    train, held_out = None if hook else loader(), DataLoader(indexed, 50)
+    trainer.fit(model, train, held_out, ckpt_path=checkpoint)
+    return model, sampler, trainer, pruning
+
+
+def result(model, sampler, trainer):
+    return {
+        "batches": {epoch: model.batches[epoch] for epoch in sorted(model.batches)},
+        "losses": model.losses,
+        "validated": model.validated,
+        "kept": sampler.kept.tolist(),
+        "steps": trainer.global_step,
+        "planned": model.planned,
+        "lr": trainer.optimizers[0].param_groups[0]["lr"],
+        "weights": model.network[0].weight.sum().item(),
+    }
+
+
+def plan():
+    """Loaders that are passed and loaders from a hook, with and without workers, both packages."""
+    cases = {"passed": {}, "hook": {"hook": True}, "workers": {"workers": 2}}
+    if WORLD == 1:
+        cases["older name"] = {"flavour": pytorch_lightning}
+    return {"found": {name: result(*fit(**case)[:3]) for name, case in cases.items()}}
+
+
+def resume():
+    """From every checkpoint, of runs that save after validation and at the end of the epoch."""
+    found = {}
+    for early in (True, False):
+        whole = result(*fit(early=early)[:3])
+        rest = {}
+        for epoch in range(EPOCHS - 1):
+            path = FOLDER / f"early {early}" / f"epoch={epoch}.ckpt"
+            rest[epoch] = result(*fit(early=None, checkpoint=path)[:3])
+        found["after validation" if early else "at the end"] = {"whole": whole, "rest": rest}
+    return {"found": found}
+
+
+def twice():
+    """The same callback in a second fit starts anew; a logger gets the figures."""
+    logger = CSVLogger(FOLDER, "log")
+    model, sampler, trainer, pruning = fit(logger=logger, log_every_n_steps=1)
+    before = sampler.kept
+    trainer = lightning.pytorch.Trainer(
+        max_epochs=3, accelerator="cpu", callbacks=[pruning], enable_progress_bar=False,
+        enable_model_summary=False, logger=False, enable_checkpointing=False,
+    )  # fmt: skip
+    model.batches.clear()
+    trainer.fit(model, model.loader())
+    sizes = [sum(map(len, model.batches[epoch])) for epoch in range(3)]
+    return {"sizes": sizes, "kept": len(before), "log": f"{logger.log_dir}/metrics.csv"}
+
+
+if __name__ == "__main__":
+    main(globals())
