@@ -142,10 +142,14 @@ class PruningCallback:
         Raises:
             RuntimeError: when the sampler's seed, size or kept set differs between ranks.
         """
-        now = time.perf_counter()
-        epoch_seconds = None if self._last_end is None else now - self._last_end
-        coming, selection = epoch + 1, None
         self._look(epoch)
+        return self._prepare(epoch + 1, model, step)
+
+    def _prepare(self, coming: int, model: nn.Module, step: int | None) -> Selection | None:
+        """Do what is due before this coming epoch."""
+        now, epoch = time.perf_counter(), coming - 1
+        epoch_seconds = None if self._last_end is None else now - self._last_end
+        selection = None
         if self.schedule.ends_pruning(coming):
             self.sampler.reset()
         elif not self.schedule.over(coming) and (
@@ -179,7 +183,7 @@ class PruningCallback:
             epoch: the first epoch of the resumed run, counted from 0.
             model: as it was restored.
         """
-        return self.on_epoch_end(epoch - 1, model) if self._ended < epoch - 1 else None
+        return self._prepare(epoch, model, None) if self._ended < epoch - 1 else None
 
     def watch(self, *, loader: Any = None, scheduler: Any = None) -> None:
         """Warn at the end of the first pruned epoch of what these would spoil without a word.
@@ -205,8 +209,7 @@ class PruningCallback:
                 getattr(self._accelerator, "_dataloaders", ()),
                 getattr(self._accelerator, "_schedulers", ()),
             )
-        if epoch > self._ended:  # not when it catches up
-            self._watch.epoch_ended(epoch, self.schedule)
+        self._watch.epoch_ended(epoch, self.schedule)
 
     def _selects(self, epoch: int) -> bool:
         """Whether a selection is due before this coming epoch, or was and has been missed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -43,10 +44,18 @@ class Schedule:
                 f"final_full_epochs={self.final_full_epochs} with epochs={self.epochs}: it must be "
                 "zero or more, and needs to know the number of epochs"
             )
-        if self.epochs is not None and self.warmup_epochs + self.final_full_epochs > self.epochs:
+        if self.epochs is None:
+            return
+        if self.final_full_epochs and self.warmup_epochs + self.final_full_epochs > self.epochs:
             raise ValueError(
                 f"warmup_epochs={self.warmup_epochs} and final_full_epochs={self.final_full_epochs} "
                 f"are more than epochs={self.epochs}; shorten them"
+            )
+        if self.warmup_epochs + self.final_full_epochs >= self.epochs:
+            warnings.warn(
+                f"nothing will be pruned: warmup_epochs={self.warmup_epochs} and "
+                f"final_full_epochs={self.final_full_epochs} fill the run of {self.epochs} epochs",
+                stacklevel=5,
             )
 
     def lasting(self, epochs: int) -> Schedule:
@@ -57,7 +66,7 @@ class Schedule:
         """
         if self.epochs not in (None, epochs):
             raise ValueError(f"epochs={epochs}, but the callback was made for epochs={self.epochs}")
-        return replace(self, epochs=epochs)
+        return self if self.epochs == epochs else replace(self, epochs=epochs)
 
     def ends_pruning(self, epoch: int) -> bool:
         """Whether it is one of the last epochs, on all samples."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import torch.distributed as dist
@@ -18,6 +19,8 @@ FOLDER = Path(os.environ.get("FOLDER", "."))
 
 
 def main(jobs):
+    for part in ("nobody iterated", "ran in the order", "is sized for", "fewer than a batch"):
+        warnings.filterwarnings("error", f".*{part}")  # our own warnings, whatever others say
     result = jobs[sys.argv[1]]()
     assert (dist.get_world_size() if dist.is_initialized() else 1) == WORLD
     sys.stdout.write("\n" + json.dumps({"rank": RANK, "world": WORLD, **result}) + "\n")

@@ -60,7 +60,6 @@ def run(callback, sampler, model, data, epochs, batch_size=16, drop_last=False):
         ({"final_full_epochs": 2, "epochs": 7}, [200, 200, 120, 120, 120, 200, 200], 1),
         ({"final_full_epochs": 2, "epochs": 7, "refresh_every": 1},
          [200, 200, 120, 120, 120, 200, 200], 3),
-        ({"warmup_epochs": 1, "epochs": 1}, [200], 0),
     ],
 )  # fmt: skip
 def test_when_it_prunes_and_how_many_steps_it_plans(
@@ -72,6 +71,15 @@ def test_when_it_prunes_and_how_many_steps_it_plans(
     assert run(callback, sampler, model, few_digits, len(lengths)) == (lengths, planned)
     assert len(found) == selections
     assert callback.selection is (found[-1] if found else None)
+
+
+def test_a_run_as_short_as_its_warm_up_prunes_nothing_and_says_so(model, few_digits):
+    with pytest.warns(UserWarning, match="nothing will be pruned: warmup_epochs=2 and final"):
+        sampler, callback = make(few_digits, epochs=2)
+    assert run(callback, sampler, model, few_digits, 2) == ([200, 200], 26)
+    _, callback = make(few_digits)
+    with pytest.warns(UserWarning, match="fill the run of 1 epochs"):
+        assert callback.planned_steps(epochs=1, batch_size=16) == 13
 
 
 def test_a_callback_that_joins_late_selects_at_once(model, few_digits):
