@@ -222,6 +222,7 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
     _epoch: int
     _counted: list[int]  # the epoch that ends with this pass; empty when it had ended before
     _total: int
+    _passes: deque[int]  # the sampler's
 
     def __new__(cls, sampler: InfluencePrunedSampler) -> EpochIterator:
         """Snapshot the sampler's next pass."""
@@ -231,7 +232,7 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
         sampler.passes.append(epoch)
         self = super().__new__(cls, indices, cls._finish(sampler, counted))
         self._indices, self._epoch, self._counted = indices, epoch, counted
-        self._total = _remaining(indices)
+        self._total, self._passes = _remaining(indices), sampler.passes
         return self
 
     def __init__(self, sampler: InfluencePrunedSampler) -> None:
@@ -275,6 +276,7 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
         next(itertools.islice(self._indices, skip, skip), None)
         if over:
             self._counted.clear()
+            self._passes.append(state["epoch"])
 
 
 def _remaining(indices: Iterator[int]) -> int:
