@@ -137,7 +137,7 @@ def check_same_labels(training: Any, scored: Any) -> None:
                     f"sample {index} has label {first} in the training set and {second} in "
                     "score_dataset: they are not in the same order, and the wrong samples would be "
                     "pruned",
-                    stacklevel=6,
+                    stacklevel=7,
                 )
                 return
 
