@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from prunesampler.checks import check_state
+from prunesampler.checks import check_state, warn
 from prunesampler.distributed import current_group, together
 from prunesampler.pruner import InfluencePruner
 from prunesampler.redraws import Redraws
@@ -307,9 +306,8 @@ class PruningCallback:
             return n - len(self.selection.pruned)
         if len(self.sampler.kept) < n:
             return len(self.sampler.kept)
-        warnings.warn(
+        warn(
             f"with Budget(epsilon={budget.epsilon}) the kept samples are known only after the "
-            "selection; planned_steps is an upper bound, call it again in on_selection",
-            stacklevel=3,
+            "selection; planned_steps is an upper bound, call it again in on_selection"
         )
         return n

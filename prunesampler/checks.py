@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
+
+
+def warn(message: str) -> None:
+    """Warn at the line outside this package that led here, which is the one that can change."""
+    frame, level = sys._getframe(), 1
+    package = os.path.dirname(__file__)
+    while frame.f_back and (
+        frame.f_code.co_filename.startswith(package) or frame.f_code.co_filename == "<string>"
+    ):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def dataset_size(dataset: Any) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from prunesampler.checks import dataset_size
+from prunesampler.checks import dataset_size, warn
 from prunesampler.distributed import Group, together
 from prunesampler.gradients import GradientSource, HeadGradients, Losses, find_head
 from prunesampler.guarantee import Progress
@@ -154,10 +153,9 @@ def _check_repeatable(dataset: Dataset[Any]) -> None:
     size = dataset_size(dataset)
     for index in {0, size // 2, size - 1}:
         if not same_item(dataset[index], dataset[index]):
-            warnings.warn(
+            warn(
                 f"score_dataset gives another item {index} each time it is read; scores would "
-                "be of one random augmentation: give it the evaluation transform",
-                stacklevel=8,
+                "be of one random augmentation: give it the evaluation transform"
             )
             return
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from prunesampler.checks import warn
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,9 @@ class Schedule:
                 f"are more than epochs={self.epochs}; shorten them"
             )
         if self.warmup_epochs + self.final_full_epochs >= self.epochs:
-            warnings.warn(
+            warn(
                 f"nothing will be pruned: warmup_epochs={self.warmup_epochs} and "
-                f"final_full_epochs={self.final_full_epochs} fill the run of {self.epochs} epochs",
-                stacklevel=5,
+                f"final_full_epochs={self.final_full_epochs} fill the run of {self.epochs} epochs"
             )
 
     def lasting(self, epochs: int) -> Schedule:
@@ -66,7 +66,15 @@ class Schedule:
         """
         if self.epochs not in (None, epochs):
             raise ValueError(f"epochs={epochs}, but the callback was made for epochs={self.epochs}")
-        return self if self.epochs == epochs else replace(self, epochs=epochs)
+        if self.epochs == epochs:
+            return self
+        return Schedule(
+            self.warmup_epochs,
+            self.refresh_every,
+            self.redraw_every,
+            self.final_full_epochs,
+            epochs,
+        )
 
     def ends_pruning(self, epoch: int) -> bool:
         """Whether it is one of the last epochs, on all samples."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, SequentialLR
 
-from prunesampler.checks import dataset_size
+from prunesampler.checks import dataset_size, warn
 from prunesampler.isolation import preserved_random_state
 from prunesampler.loaders import batch_size_of, sampler_of
 from prunesampler.sampler import InfluencePrunedSampler
@@ -97,7 +96,7 @@ class Watch:
     def _say(self, what: str, message: str) -> None:
         if what not in self._said:
             self._said.add(what)
-            warnings.warn(message, stacklevel=6)
+            warn(message)
 
 
 def ticks(scheduler: Any) -> int:
@@ -133,11 +132,10 @@ def check_same_labels(training: Any, scored: Any) -> None:
         for index in sorted({round(k * (size - 1) / SPOT_CHECKS) for k in range(SPOT_CHECKS + 1)}):
             first, second = label_of(training[index]), label_of(scored[index])
             if first is not None and second is not None and first != second:
-                warnings.warn(
+                warn(
                     f"sample {index} has label {first} in the training set and {second} in "
                     "score_dataset: they are not in the same order, and the wrong samples would be "
-                    "pruned",
-                    stacklevel=7,
+                    "pruned"
                 )
                 return
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import prunesampler
 
 ROWS = [
-    {"influence", "budget", "kernels", "checks", "schedule", "files"},
-    {"samples", "selection", "constraints", "certificate"},
+    {"influence", "budget", "kernels", "checks", "files"},
+    {"samples", "schedule", "selection", "constraints", "certificate"},
     {"losses", "curvature", "scores", "problem"},
     {"costs", "guarantee", "search", "rotation"},
     {"solvers", "frontier", "report"},
