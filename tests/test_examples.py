@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,19 +24,45 @@ def train(folder, *options, processes=1):
 def plain_version(text):
     """The loop without us: new lines out, old lines in."""
     lines = [line for line in text.splitlines() if not line.endswith("# +")]
-    return "\n".join(line.removeprefix("# - ") for line in lines)
+    return "\n".join(re.sub(r"^(\s*)# - ", r"\1", line) for line in lines)
 
 
-def test_the_custom_loop_with_and_without_us(tmp_path):
-    text = (EXAMPLES / "custom_loop.py").read_text()
-    assert len(text.splitlines()) < 60
+@pytest.mark.parametrize(
+    ("name", "processes", "options", "accuracy"),
+    [
+        ("custom_loop", 1, [], 85),
+        ("ddp_plain", 2, [], 85),
+        ("accelerate_cv", 1, ["--epochs=8"], 85),
+        ("lightning_digits", 1, [], 85),
+        ("transformers_text", 1, ["--lines=600", "--epochs=4"], 40),
+    ],
+)
+def test_scripts_with_and_without_us(name, processes, options, accuracy, tmp_path):
+    text = (EXAMPLES / f"{name}.py").read_text()
+    assert len(text.splitlines()) < 100
     plain = tmp_path / "plain.py"
     plain.write_text(plain_version(text))
     assert "prunesampler" not in plain.read_text().split('"""')[2]
-    for path in (EXAMPLES / "custom_loop.py", plain):
-        output = run_python(path).splitlines()[-1]
-        assert float(output.split()[2].rstrip("%,")) > 85
-        assert output.endswith("last learning rate 0.0e+00")
+    for number, path in enumerate((EXAMPLES / f"{name}.py", plain)):
+        given = [f"--output-dir={tmp_path / str(number)}"] if options else []
+        output = run_python(path, *options, *given, processes=processes)
+        (line,) = [line for line in output.splitlines() if line.startswith("test accuracy")]
+        assert float(line.split()[2].rstrip("%,")) > accuracy
+        assert float(line.split()[-1]) < 1e-5
+
+
+def test_the_accelerate_script_on_two_processes_and_resumed(tmp_path):
+    options = ["--epochs=8", f"--output-dir={tmp_path / 'runs'}", "--batch-size=32"]
+    first = run_python(EXAMPLES / "accelerate_cv.py", *options, processes=2)
+    assert "last learning rate 0.0e+00" in first
+    assert [path.name for path in (tmp_path / "runs").glob("epoch-*")] == ["epoch-008"]
+    again = run_python(EXAMPLES / "accelerate_cv.py", *options, processes=2)
+    assert again.splitlines()[-1] == first.splitlines()[-1]
+
+
+def test_the_stateful_script_goes_on_at_the_next_batch():
+    output = run_python(EXAMPLES / "stateful_resume.py")
+    assert "172 losses, the same with and without a stop after 100" in output
 
 
 def test_the_main_job_compares_with_every_baseline(tmp_path):
