@@ -29,6 +29,7 @@ class Watch:
         self._loaders: list[Any] = []
         self._schedulers: list[tuple[Any, list[int]]] = []  # with their steps at epochs' ends
         self._said: set[str] = set()
+        self._first = True  # the first epoch of a resumed run may have had no batch left
 
     def add(self, loaders: Iterable[Any], schedulers: Iterable[Any]) -> None:
         """Look at these as well, from now on; what is known already is skipped."""
@@ -48,17 +49,18 @@ class Watch:
             for scheduler, seen in self._schedulers:
                 self._check_schedule(scheduler, seen, epoch, schedule)
         self._sampler.passes.clear()
+        self._first = False
 
     def _check_passes(self, epoch: int) -> None:
         drawn = list(self._sampler.passes)
-        if not drawn:
+        if not drawn and not self._first:
             self._say(
                 "sampler",
                 f"nobody iterated the sampler in epoch {epoch}, so training ran on other samples than "
                 "the kept ones: the loader has another sampler, or a framework put its own in place; "
                 "build the loader with sampler= and let nothing replace it",
             )
-        elif drawn[-1] != epoch:
+        elif drawn and drawn[-1] != epoch:
             self._say(
                 "order",
                 f"epoch {epoch} ran in the order of epoch {drawn[-1]}: call "

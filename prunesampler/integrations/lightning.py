@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from prunesampler.integrations.common import HoldsPruning, require
 from prunesampler.loaders import sampler_of
 
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
 require(("lightning", "pytorch_lightning"), "2.4", "lightning")
 
-try:
-    from lightning.pytorch import Callback, LightningModule, Trainer
-except ImportError:  # the older name of the same package
-    from pytorch_lightning import Callback, LightningModule, Trainer
+# Two packages with the same content and classes of their own: whichever a user's Trainer is from.
+BASES = [
+    import_module(name).Callback
+    for name in ("lightning.pytorch", "pytorch_lightning")
+    if find_spec(name.partition(".")[0])
+]
 
 AT_ONCE = -1  # so many epochs after the last time, Lightning makes the training loader again
 
 
-class PruningCallback(HoldsPruning, Callback):  # type: ignore[misc]
+class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
     """Prunes the sampler of a Lightning run, for ``Trainer(callbacks=[...])``.
 
     The loader may come from ``fit(train_dataloaders=)`` or from a ``train_dataloader`` hook that
