@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from prunesampler.checks import check_state, warn
+from prunesampler.checks import check_state, warn, whole_number
 from prunesampler.distributed import current_group, together
+from prunesampler.plan import optimiser_steps, planned_lengths
 from prunesampler.pruner import InfluencePruner
 from prunesampler.redraws import Redraws
 from prunesampler.report import figures, summary, tell
 from prunesampler.sampler import InfluencePrunedSampler
-from prunesampler.schedule import Schedule, optimiser_steps
+from prunesampler.schedule import Schedule
 from prunesampler.selection import Selection
 from prunesampler.watch import Watch, check_same_labels
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 STATE_VERSION = 1
-STATE_KEYS = {"version", "sampler", "epoch", "selected", "redraws"}
+STATE_KEYS = {"version", "sampler", "epochs_ended", "selected", "redraws"}
 
 
 class PruningCallback:
@@ -87,6 +89,11 @@ class PruningCallback:
         self.schedule = Schedule(
             warmup_epochs, refresh_every, redraw_every, final_full_epochs, epochs
         )
+        if final_full_epochs and epochs is None:
+            raise ValueError(
+                f"final_full_epochs={final_full_epochs} with epochs=None: it needs to know the number "
+                "of epochs; give epochs="
+            )
         sampler.check_size(sampler.num_samples - pruner.budget.size(sampler.num_samples))
         if accelerator is not None:
             if sampler.num_replicas > 1:
@@ -101,17 +108,17 @@ class PruningCallback:
                 )
             accelerator.register_for_checkpointing(self)
         self.sampler, self.pruner = sampler, pruner
-        self.selection: Selection | None = None
         self.log: Callable[[dict[str, float], int], Any] | None = None
         if accelerator is not None:
             self.log = accelerator.log
         self._accelerator, self._on_selection = accelerator, on_selection
-        self._watch = Watch(sampler)
         self._start()
 
     def _start(self) -> None:
         """Nothing selected, nothing measured."""
-        self._selected = False
+        self.selection: Selection | None = None
+        self._watch = Watch(self.sampler)
+        self._selected = self._tried = self._loaded = False
         redrawn = self.schedule.redraw_every is not None
         self._redraws = Redraws(self.pruner) if redrawn else None
         self._ended = -1  # the last epoch whose end was seen
@@ -121,7 +128,7 @@ class PruningCallback:
         """Forget an earlier run: all samples are kept again, and the next epoch is the first."""
         if self._ended >= 0:
             self.sampler.reset()
-            self.sampler.set_epoch(0)
+            self.sampler.epoch = 0
         self._start()
 
     def on_epoch_end(
@@ -141,6 +148,12 @@ class PruningCallback:
         Raises:
             RuntimeError: when the sampler's seed, size or kept set differs between ranks.
         """
+        if self._loaded and self._ended < epoch - 1:
+            warn(
+                f"the checkpoint was saved before on_epoch_end({self._ended + 1}, model), so what was "
+                "due then comes too late; save after it, or call catch_up(epoch, model) before the "
+                "first epoch of a resumed run"
+            )
         self._look(epoch)
         return self._prepare(epoch + 1, model, step)
 
@@ -169,20 +182,26 @@ class PruningCallback:
                 self.log(figures(selection, seconds), epoch if step is None else step)
             if self._on_selection is not None:
                 self._on_selection(selection)
+        elif not (self._tried or self._selected):
+            self.pruner.check(model)  # what cannot be scored is found now, not after the warm-up
+        self._tried, self._loaded = True, False
         self._ended, self._last_end = epoch, time.perf_counter()
         return selection
 
-    def catch_up(self, epoch: int, model: nn.Module) -> Selection | None:
+    def catch_up(
+        self, epoch: int, model: nn.Module, *, step: int | None = None
+    ) -> Selection | None:
         """Do what was due before this coming epoch, if a checkpoint was saved before it was done.
 
-        Frameworks save between an epoch's last batch and its end; their integrations call this when
-        a run resumes.
+        Needed where checkpoints are saved between an epoch's last batch and `on_epoch_end`, as
+        frameworks do; their integrations call it. Otherwise it does nothing.
 
         Args:
             epoch: the first epoch of the resumed run, counted from 0.
             model: as it was restored.
+            step: see `on_epoch_end`.
         """
-        return self._prepare(epoch, model, None) if self._ended < epoch - 1 else None
+        return self._prepare(epoch, model, step) if self._ended < epoch - 1 else None
 
     def watch(self, *, loader: Any = None, scheduler: Any = None) -> None:
         """Warn at the end of the first pruned epoch of what these would spoil without a word.
@@ -236,7 +255,7 @@ class PruningCallback:
         return {
             "version": STATE_VERSION,
             "sampler": self.sampler.state_dict(),
-            "epoch": self._ended,
+            "epochs_ended": self._ended + 1,
             "selected": self._selected,
             "redraws": None if self._redraws is None else self._redraws.state_dict(),
         }
@@ -248,15 +267,13 @@ class PruningCallback:
             ValueError: when the state is of another version or dataset size, or not whole.
         """
         check_state(state, type(self).__name__, STATE_VERSION, STATE_KEYS)
-        before = self.sampler.state_dict()
-        self.sampler.load_state_dict(state["sampler"])
-        try:
-            if self._redraws is not None and state["redraws"] is not None:
-                self._redraws.load_state_dict(state["redraws"])
-        except ValueError:
-            self.sampler.load_state_dict(before)
-            raise
-        self._ended, self._selected = int(state["epoch"]), bool(state["selected"])
+        ended = whole_number("epochs_ended", state["epochs_ended"])
+        copy(self.sampler).restore(state["sampler"], ended)  # an error must change nothing
+        if self._redraws is not None and state["redraws"] is not None:
+            self._redraws.load_state_dict(state["redraws"])
+        self.sampler.restore(state["sampler"], ended)
+        self._ended, self._selected = ended - 1, bool(state["selected"])
+        self._loaded = True
 
     def planned_steps(
         self,
@@ -285,29 +302,23 @@ class PruningCallback:
         Raises:
             ValueError: for numbers below 1, or an epoch that would have no batch.
         """
-        if epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {epochs}")
-        schedule = self.schedule.lasting(epochs)
-        kept, full = self._planned_kept(), self.sampler.num_samples
         return optimiser_steps(
-            [self.sampler.length(kept if schedule.prunes(e) else full) for e in range(epochs)],
+            self.planned_lengths(epochs),
             batch_size=batch_size,
             drop_last=drop_last,
             num_processes=num_processes,
             gradient_accumulation_steps=gradient_accumulation_steps,
         )
 
-    def _planned_kept(self) -> int:
-        """Samples kept while pruned, known or bounded."""
-        n, budget = self.sampler.num_samples, self.pruner.budget
-        if budget.epsilon is None:
-            return n - budget.size(n)
-        if self.selection is not None:
-            return n - len(self.selection.pruned)
-        if len(self.sampler.kept) < n:
-            return len(self.sampler.kept)
-        warn(
-            f"with Budget(epsilon={budget.epsilon}) the kept samples are known only after the "
-            "selection; planned_steps is an upper bound, call it again in on_selection"
+    def planned_lengths(self, epochs: int) -> list[int]:
+        """Samples that each epoch of a run of so many draws, on one rank of the sampler.
+
+        Raises:
+            ValueError: for no epoch, or another number than the callback was made for.
+        """
+        if epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        chosen = None if self.selection is None else len(self.selection.kept)
+        return planned_lengths(
+            self.schedule.lasting(epochs), self.sampler, self.pruner.budget, chosen
         )
-        return n

@@ -92,6 +92,15 @@ def sampler_of(loader: Any) -> Any:
     return getattr(link, "sampler", None)
 
 
+def loaders_in(nested: Any) -> list[Any]:
+    """The loaders in lists and mappings at any depth."""
+    if isinstance(nested, Mapping):
+        nested = list(nested.values())
+    if isinstance(nested, (list, tuple)):
+        return [loader for part in nested for loader in loaders_in(part)]
+    return [nested]
+
+
 def batch_size_of(loader: Any) -> int | None:
     """Samples of a loader's batch over all processes, as far as it tells."""
     links = (loader, getattr(loader, "batch_sampler", None))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -93,7 +94,8 @@ class Measurer:
         )
         parts: list[SampleGradients] = []
         total = len(grid.indices())
-        with progress_bar("scoring", total, self.progress and group.rank == 0) as bar:
+        shown = self.progress and group.rank == 0
+        with progress_bar("scoring", total, shown) as bar, explained():
             for indices, batch in zip(grid, loader, strict=True):
                 part = source(model, to_device(batch, device)).map(lambda t: t[0].cpu())
                 _check_measured(part, indices)
@@ -131,6 +133,21 @@ class Measurer:
             return self._head
         batch = self._collate_fn([dataset[i] for i in range(min(2, len(dataset)))])  # type: ignore[arg-type]
         return find_head(model, to_device(batch, device), self._losses)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say of errors inside where they happened, as far as Python can (from 3.11 on)."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "add_note"):
+            error.add_note(
+                "This happened while prunesampler scored a batch of score_dataset, put together by "
+                "collate_fn= (default: torch's), with losses= (default: cross-entropy); give the "
+                "pruner what your training loader has."
+            )
+        raise
 
 
 def progress_bar(name: str, total: int, shown: bool) -> tqdm[Any]:

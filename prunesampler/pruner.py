@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, Subset, default_collate
 
 from prunesampler.annealing import anneal
 from prunesampler.budget import Budget
@@ -232,6 +232,19 @@ class InfluencePruner:
             return self._selector.scores(measured, means[0] if means else None, seconds)
 
         return together(group, score)
+
+    def check(self, model: nn.Module) -> None:
+        """Measure three samples, to find out early what cannot be scored; call it on all processes.
+
+        Args:
+            model: as it is trained.
+
+        Raises:
+            ValueError: see `select`.
+        """
+        n = self.num_samples
+        few = Subset(self.dataset, sorted({0, n // 2, n - 1}))
+        self._measurer.measure(unwrap(model), [few], current_group())
 
     def scores_from(self, state: Mapping[str, Any]) -> Scores:
         """Scores from their ``state_dict``, without a pass over the data; on rank 0.

@@ -23,7 +23,7 @@ class InfluencePrunedSampler(Sampler[int]):
     """Yields the kept indices of a dataset, in an order that depends on (seed, epoch, kept) alone.
 
     It starts with all samples kept. Iterating changes nothing but the epoch: a pass that runs to its
-    end moves the epoch on by one, unless `set_epoch` did so meanwhile. A change by `restrict` takes
+    end moves the epoch on by one, until somebody calls `set_epoch`: from then on that is their work. A change by `restrict` takes
     effect with the next pass; prune between epochs. If you leave passes before their end, call
     `set_epoch`: otherwise the next pass begins as the last one did.
 
@@ -45,7 +45,7 @@ class InfluencePrunedSampler(Sampler[int]):
     Attributes:
         dataset: as it was given.
         epoch: of the next pass.
-        passes: epochs of the passes that were begun since somebody cleared it, the latest last.
+        passes: epochs of the passes begun since this was cleared, the latest last, at most 1,000.
 
     Raises:
         TypeError: for anything but a map-style dataset.
@@ -76,7 +76,9 @@ class InfluencePrunedSampler(Sampler[int]):
         self.num_replicas = num_replicas
         self.rank = rank
         self.epoch = 0
-        self.passes: deque[int] = deque(maxlen=1)
+        self.passes: deque[int] = deque(maxlen=1000)
+        self._told = False  # whether somebody sets the epoch
+        self._done: int | None = None  # epochs that were over when `restore` was called
         self._min_kept = 1
         self.epoch_length = epoch_length
         self._seed = whole_number("seed", seed)
@@ -119,7 +121,7 @@ class InfluencePrunedSampler(Sampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass. Repeating it or going back is harmless."""
-        self.epoch = whole_number("epoch", epoch)
+        self.epoch, self._told = whole_number("epoch", epoch), True
 
     def __len__(self) -> int:
         """Indices in one pass on one rank."""
@@ -176,6 +178,10 @@ class InfluencePrunedSampler(Sampler[int]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; on an error nothing changes.
 
+        After `restore`, and until a pass has ended, ``kept`` is not taken from the state, nor is an
+        epoch that is over. For loaders whose workers are ahead remember the sampler as it was then,
+        and put that back when they begin to iterate.
+
         Raises:
             ValueError: when the state is of another version or dataset size, or not valid.
         """
@@ -188,7 +194,28 @@ class InfluencePrunedSampler(Sampler[int]):
         kept = checked_indices(state["kept"], self.num_samples)
         seed, epoch = whole_number("seed", state["seed"]), whole_number("epoch", state["epoch"])
         self.check_size(len(kept))
-        self._seed, self.epoch, self._kept = seed, epoch, kept
+        if self._done is None:
+            self._seed, self.epoch, self._kept = seed, epoch, kept
+        elif epoch >= self._done:
+            self.epoch = epoch
+
+    def restore(self, state: Mapping[str, Any], done: int) -> None:
+        """As `load_state_dict`, for a callback that knows how many epochs are over.
+
+        Args:
+            state: as `state_dict` returned it.
+            done: epochs that were over when the state was saved.
+
+        Raises:
+            ValueError: see `load_state_dict`.
+        """
+        self._done, before = None, self._done
+        try:
+            self.load_state_dict(state)
+        except (TypeError, ValueError):
+            self._done = before
+            raise
+        self._done = done
 
     def check_size(self, kept: int) -> None:
         """Check that so many kept samples make an epoch.
@@ -240,7 +267,9 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
 
     @staticmethod
     def _finish(sampler: InfluencePrunedSampler, counted: list[int]) -> Iterator[int]:
-        if sampler.epoch in counted:
+        if counted:
+            sampler._done = None
+        if sampler.epoch in counted and not sampler._told:
             sampler.epoch += 1
         return
         yield

@@ -1,8 +1,7 @@
-"""Which epochs run on all samples, before which a set is chosen, and how many steps that makes."""
+"""Which epochs run on all samples, and before which a set is chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from prunesampler.checks import warn
@@ -16,7 +15,7 @@ class Schedule:
         warmup_epochs: on all samples before the first selection, at least 1.
         refresh_every: measure and select again every so many epochs after the first time, or None.
         redraw_every: draw another set every so many epochs after the first time, or None.
-        final_full_epochs: on all samples at the end; needs ``epochs``.
+        final_full_epochs: on all samples at the end, once ``epochs`` is known.
         epochs: of the run, or None where unknown. Nothing is chosen at its end.
 
     Raises:
@@ -40,18 +39,10 @@ class Schedule:
             every = getattr(self, name)
             if every is not None and every < 1:
                 raise ValueError(f"{name} must be at least 1 or None, got {every}")
-        if self.final_full_epochs < 0 or (self.final_full_epochs and self.epochs is None):
-            raise ValueError(
-                f"final_full_epochs={self.final_full_epochs} with epochs={self.epochs}: it must be "
-                "zero or more, and needs to know the number of epochs"
-            )
+        if self.final_full_epochs < 0:
+            raise ValueError(f"final_full_epochs must be at least 0, got {self.final_full_epochs}")
         if self.epochs is None:
             return
-        if self.final_full_epochs and self.warmup_epochs + self.final_full_epochs > self.epochs:
-            raise ValueError(
-                f"warmup_epochs={self.warmup_epochs} and final_full_epochs={self.final_full_epochs} "
-                f"are more than epochs={self.epochs}; shorten them"
-            )
         if self.warmup_epochs + self.final_full_epochs >= self.epochs:
             warn(
                 f"nothing will be pruned: warmup_epochs={self.warmup_epochs} and "
@@ -104,43 +95,3 @@ class Schedule:
 
 def _due(since: int, every: int | None) -> bool:
     return every is not None and since % every == 0
-
-
-def optimiser_steps(
-    lengths: Iterable[int],
-    *,
-    batch_size: int,
-    drop_last: bool,
-    num_processes: int,
-    gradient_accumulation_steps: int,
-) -> int:
-    """Optimiser steps of epochs with so many samples each.
-
-    Args:
-        lengths: samples of each epoch.
-        batch_size: per process.
-        drop_last: whether an epoch's last, smaller batch is left out.
-        num_processes: that share out the batches.
-        gradient_accumulation_steps: batches per step; an epoch's rest makes a step.
-
-    Raises:
-        ValueError: for numbers below 1, or an epoch without a batch.
-    """
-    numbers = (batch_size, num_processes, gradient_accumulation_steps)
-    if min(numbers) < 1:
-        raise ValueError(
-            "batch_size, num_processes and gradient_accumulation_steps must be at least 1, got "
-            f"{numbers}"
-        )
-    total = 0
-    for epoch, length in enumerate(lengths):
-        batches = length
-        for size in (batch_size, num_processes):
-            batches = batches // size if drop_last else -(-batches // size)
-        if batches == 0:
-            raise ValueError(
-                f"epoch {epoch} would have no batch: {length} samples in batches of {batch_size} on "
-                f"{num_processes} processes with drop_last=True; prune less or use a smaller batch"
-            )
-        total += -(-batches // gradient_accumulation_steps)
-    return total

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, SequentialLR
 
@@ -35,13 +36,13 @@ class Watch:
         """Look at these as well, from now on; what is known already is skipped."""
         self._loaders += [new for new in loaders if all(new is not old for old in self._loaders)]
         for new in schedulers:
-            if all(new is not old for old, _ in self._schedulers):
+            if ticks(new) is not None and all(new is not old for old, _ in self._schedulers):
                 self._schedulers.append((new, []))
 
     def epoch_ended(self, epoch: int, schedule: Schedule) -> None:
         """Warn of what is wrong with the epoch that ended, if it was a pruned one."""
         for scheduler, seen in self._schedulers:
-            seen.append(ticks(scheduler))
+            seen.append(ticks(scheduler) or 0)
         if len(self._sampler.kept) < self._sampler.num_samples:
             self._check_passes(epoch)
             for loader in self._loaders:
@@ -60,7 +61,7 @@ class Watch:
                 "the kept ones: the loader has another sampler, or a framework put its own in place; "
                 "build the loader with sampler= and let nothing replace it",
             )
-        elif drawn and drawn[-1] != epoch:
+        elif drawn and epoch not in drawn:
             self._say(
                 "order",
                 f"epoch {epoch} ran in the order of epoch {drawn[-1]}: call "
@@ -83,8 +84,8 @@ class Watch:
         length, taken = schedule_length(scheduler), seen[-1] - seen[-2] if len(seen) > 1 else 0
         if length is None or schedule.epochs is None or taken <= 0:
             return
-        per_tick = len(self._sampler.kept) / taken  # of an epoch-wise schedule: all of them
-        full = taken if taken == 1 else round(self._sampler.num_samples / per_tick)
+        growth = self._sampler.length(self._sampler.num_samples) / len(self._sampler)
+        full = taken if taken == 1 else round(taken * growth)  # 1: stepped once per epoch
         coming = range(epoch + 1, schedule.epochs)
         total = seen[-1] + sum(taken if schedule.prunes(e) else full for e in coming)
         if length > 1.01 * total + 1:
@@ -101,9 +102,10 @@ class Watch:
             warn(message)
 
 
-def ticks(scheduler: Any) -> int:
-    """How often a scheduler, prepared by accelerate or not, was stepped."""
-    return int(getattr(scheduler, "scheduler", scheduler).last_epoch)
+def ticks(scheduler: Any) -> int | None:
+    """How often a scheduler, prepared by accelerate or not, was stepped, if it tells."""
+    told = getattr(getattr(scheduler, "scheduler", scheduler), "last_epoch", None)
+    return told if isinstance(told, int) else None
 
 
 def schedule_length(scheduler: Any) -> int | None:
@@ -132,7 +134,10 @@ def check_same_labels(training: Any, scored: Any) -> None:
         return
     with preserved_random_state():
         for index in sorted({round(k * (size - 1) / SPOT_CHECKS) for k in range(SPOT_CHECKS + 1)}):
-            first, second = label_of(training[index]), label_of(scored[index])
+            try:
+                first, second = label_of(training[index]), label_of(scored[index])
+            except Exception:  # only workers may be able to read it; a check must not end a run
+                return
             if first is not None and second is not None and first != second:
                 warn(
                     f"sample {index} has label {first} in the training set and {second} in "
@@ -148,7 +153,7 @@ def label_of(item: Any) -> int | None:
         label = item.get("labels", item.get("label"))
     else:
         label = item[1] if isinstance(item, (tuple, list)) and len(item) == 2 else None
-    if label is None or isinstance(label, (str, bytes)):
-        return None
-    number = torch.as_tensor(label)
-    return None if number.dim() or number.is_floating_point() else int(number)
+    whole = isinstance(label, (int, np.integer)) or (
+        isinstance(label, torch.Tensor) and label.dim() == 0 and not label.is_floating_point()
+    )
+    return int(label) if whole else None

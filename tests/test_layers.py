@@ -15,7 +15,7 @@ ROWS = [
     {"annealing", "exchange", "selector"},
     {"gradients", "sampler", "distributed", "isolation"},
     {"loaders"},
-    {"measuring", "watch"},
+    {"measuring", "watch", "plan"},
     {"pruner"},
     {"redraws"},
     {"callback"},

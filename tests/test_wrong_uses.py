@@ -92,13 +92,11 @@ class Kit:
             list(self.sampler)
             callback.on_epoch_end(epoch, self.model)
 
-    def lightning(self, epochs=2, callback_epochs=None, **options):
+    def lightning(self, trainer=None, **options):
         sampler = InfluencePrunedSampler(self.data, **options)
-        callback = LightningCallback(
-            sampler, self.pruner(), warmup_epochs=1, epochs=callback_epochs
-        )
+        callback = LightningCallback(sampler, self.pruner(), warmup_epochs=1)
         trainer = LightningTrainer(
-            max_epochs=epochs, accelerator="cpu", callbacks=[callback], logger=False,
+            **{"max_epochs": 2, **(trainer or {})}, accelerator="cpu", callbacks=[callback], logger=False,
             enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         )  # fmt: skip
         trainer.fit(Linear(), DataLoader(self.data, 16, sampler=sampler))
@@ -195,8 +193,8 @@ ERRORS = {
             InfluencePrunedSampler(k.data, num_replicas=2), accelerator=Accelerator(cpu=True))),
     "sharing out twice under Lightning": (ValueError, "leave num_replicas at 1",
         lambda k: k.lightning(num_replicas=2)),
-    "another length under Lightning": (ValueError, "epochs=2, but the callback was made for epochs=9",
-        lambda k: k.lightning(callback_epochs=9)),
+    "validation after more batches than there will be": (ValueError, "val_check_interval=10 is more than the 8 batches",
+        lambda k: k.lightning({"val_check_interval": 10})),
     # states and files
     "a state of another dataset": (ValueError, "of a dataset of 9 samples, this one has 200",
         lambda k: k.callback().load_state_dict(k.state(sampler=k.sampler_state(n=9)))),

@@ -73,7 +73,7 @@ def train(
         "logged": [row for row in log if "pruning/kept" in row],
         "steps": trainer.state.global_step,
         "max_steps": trainer.state.max_steps,
-        "planned": pruning.steps(arguments),
+        "planned": pruning.steps_of(arguments),
         "epoch": trainer.state.epoch,
         "lr": trainer.lr_scheduler.get_last_lr()[0],
         "kept": sampler.kept.tolist(),

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from prunesampler.callback import PruningCallback
 from prunesampler.pruner import InfluencePruner
 from prunesampler.sampler import InfluencePrunedSampler
+from prunesampler.schedule import Schedule
 from prunesampler.selection import Selection
 
 
@@ -50,8 +51,7 @@ class HoldsPruning:
         warmup_epochs: epochs on all samples before the first selection, at least 1.
         refresh_every: measure and select again every so many epochs after the first time.
         redraw_every: draw another set every so many epochs after the first time, without measuring.
-        final_full_epochs: train on all samples in the last epochs; needs ``epochs``.
-        epochs: of the run; default: what the framework says.
+        final_full_epochs: train on all samples in the last epochs.
         on_selection: called with every selection, after the sampler was restricted.
 
     Attributes:
@@ -70,7 +70,6 @@ class HoldsPruning:
         refresh_every: int | None = None,
         redraw_every: int | None = None,
         final_full_epochs: int = 0,
-        epochs: int | None = None,
         on_selection: Callable[[Selection], None] | None = None,
     ) -> None:
         self.pruning = PruningCallback(
@@ -79,11 +78,10 @@ class HoldsPruning:
             warmup_epochs=warmup_epochs,
             refresh_every=refresh_every,
             redraw_every=redraw_every,
-            final_full_epochs=final_full_epochs,
-            epochs=epochs,
             on_selection=on_selection,
         )
-        self._given = self.pruning.schedule
+        self._schedule = Schedule(warmup_epochs, refresh_every, redraw_every, final_full_epochs)
+        self.pruning.schedule = self._schedule
 
     @property
     def sampler(self) -> InfluencePrunedSampler:
@@ -95,15 +93,6 @@ class HoldsPruning:
         """The last selection in this process, or None."""
         return self.pruning.selection
 
-    @property
-    def planned_steps(self) -> Callable[..., int]:
-        """See `prunesampler.PruningCallback.planned_steps`."""
-        return self.pruning.planned_steps
-
     def expect_epochs(self, epochs: int) -> None:
-        """Learn from the framework how long the run is.
-
-        Raises:
-            ValueError: when ``epochs=`` said otherwise.
-        """
-        self.pruning.schedule = self._given.lasting(epochs)
+        """Learn from the framework how long the run is."""
+        self.pruning.schedule = self._schedule.lasting(epochs)

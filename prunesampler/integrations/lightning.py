@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from prunesampler.integrations.common import HoldsPruning, require
-from prunesampler.loaders import sampler_of
+from prunesampler.loaders import loaders_in, sampler_of
+from prunesampler.plan import optimiser_steps
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -22,7 +25,9 @@ BASES = [
     if find_spec(name.partition(".")[0])
 ]
 
-AT_ONCE = -1  # so many epochs after the last time, Lightning makes the training loader again
+# So many epochs after the last time Lightning makes the training loader again: a negative number means
+# at once, even before the first epoch of a run, when none has passed since.
+AT_ONCE = -1
 
 
 class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
@@ -34,17 +39,50 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
     the training loader is made again. Validation then runs at the end of every epoch as before.
 
     State is in Lightning's checkpoints. A checkpoint that was written before the epoch's selection, at
-    the end of validation, is caught up on when the run resumes. ``trainer.estimated_stepping_batches``
-    does not know of pruning: size schedules with ``planned_steps``.
+    the end of validation, is caught up on when the run resumes. To resume within an epoch use torchdata's
+    StatefulDataLoader: Lightning does not skip the batches of another.
 
-    Loggers of the trainer receive the kept samples, the shift and the seconds of every selection.
+    ``trainer.estimated_stepping_batches`` does not know of pruning: size schedules with
+    `planned_steps`. Loggers receive the kept samples, the shift and the seconds of every selection.
     """
+
+    def planned_steps(
+        self,
+        *,
+        epochs: int,
+        batch_size: int,
+        drop_last: bool = False,
+        num_processes: int = 1,
+        gradient_accumulation_steps: int = 1,
+    ) -> int:
+        """Optimiser steps of a run, as `prunesampler.PruningCallback.planned_steps` counts them.
+
+        Lightning shares out samples, not batches: each process gets an equal number, and the last
+        ones are padded.
+
+        Args:
+            epochs: of the whole run.
+            batch_size: per process, as the loader has it.
+            drop_last: as the loader has it.
+            num_processes: ``trainer.world_size``; with ``use_distributed_sampler=False`` leave it at 1.
+            gradient_accumulation_steps: ``accumulate_grad_batches``.
+
+        Raises:
+            ValueError: for numbers below 1, or an epoch that would have no batch.
+        """
+        return optimiser_steps(
+            [-(-length // num_processes) for length in self.pruning.planned_lengths(epochs)],
+            batch_size=batch_size,
+            drop_last=drop_last,
+            num_processes=1,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+        )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Learn how long the run is; forget an earlier run, unless this one goes on from it."""
         if stage != "fit":
             return
-        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        if not trainer.fast_dev_run and trainer.max_epochs is not None and trainer.max_epochs > 0:
             self.expect_epochs(trainer.max_epochs)
         if trainer.current_epoch == 0:  # state is restored later, if at all
             self.pruning.reset()
@@ -54,13 +92,21 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
         ]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check who shares out the samples, and catch up on what a checkpoint came too early for."""
-        self._check_shares(trainer)
+        """Check who shares out the samples, and catch up on what a checkpoint came too early for.
+
+        Raises:
+            ValueError: when samples would be shared out twice or not at all, or when validation comes
+                after more batches than a pruned epoch has.
+        """
+        loaders = loaders_in(trainer.train_dataloader)
+        self._check_shares(trainer, loaders)
+        self._check_validation(trainer)
         for config in trainer.lr_scheduler_configs:
             self.pruning.watch(scheduler=config.scheduler)
-        self.pruning.watch(loader=trainer.train_dataloader)
-        if self.pruning.catch_up(trainer.current_epoch, pl_module) is not None:
-            trainer.reload_dataloaders_every_n_epochs = AT_ONCE
+        for loader in loaders:
+            self.pruning.watch(loader=loader)
+        with self._reloading(trainer):
+            self.pruning.catch_up(trainer.current_epoch, pl_module, step=trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the order; Lightning tells the sampler its epoch in runs of one process only."""
@@ -69,11 +115,10 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Select if it is time, and have the training loader made again."""
-        epoch, size = trainer.current_epoch, len(self.sampler)
-        self.sampler.set_epoch(epoch + 1)
-        selection = self.pruning.on_epoch_end(epoch, pl_module, step=trainer.global_step)
-        if selection is not None or len(self.sampler) != size:
-            trainer.reload_dataloaders_every_n_epochs = AT_ONCE
+        epoch = trainer.current_epoch
+        with self._reloading(trainer):
+            self.pruning.on_epoch_end(epoch, pl_module, step=trainer.global_step)
+        self.sampler.set_epoch(epoch + 1)  # so that a checkpoint holds the coming epoch
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the trainer as it was."""
@@ -88,13 +133,17 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
         """See `prunesampler.PruningCallback.load_state_dict`."""
         self.pruning.load_state_dict(state_dict)
 
-    def _check_shares(self, trainer: Trainer) -> None:
-        """Check that the samples are shared out over the processes once: by Lightning or by us.
+    @contextmanager
+    def _reloading(self, trainer: Trainer) -> Iterator[None]:
+        """If the kept set changes inside, have Lightning make the training loader again."""
+        before = self.sampler.kept
+        yield
+        if self.sampler.kept is not before:
+            trainer.reload_dataloaders_every_n_epochs = AT_ONCE
 
-        Raises:
-            ValueError: when it is not so.
-        """
-        ours = sampler_of(trainer.train_dataloader) is self.sampler
+    def _check_shares(self, trainer: Trainer, loaders: list[Any]) -> None:
+        """Check that the samples are shared out over the processes once: by Lightning or by us."""
+        ours = any(sampler_of(loader) is self.sampler for loader in loaders)
         replicas, world = self.sampler.num_replicas, trainer.world_size
         if replicas != (world if ours else 1):
             who = (
@@ -103,4 +152,20 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
             raise ValueError(
                 f"the sampler has num_replicas={replicas}, and Lightning {who} on {world} processes: "
                 "leave num_replicas at 1 and use_distributed_sampler on, or use neither"
+            )
+
+    def _check_validation(self, trainer: Trainer) -> None:
+        """Refuse a number of batches between validations that no pruned epoch has."""
+        interval, budget = trainer.val_check_interval, self.pruning.pruner.budget
+        by_batches = isinstance(interval, int) and trainer.check_val_every_n_epoch is not None
+        if not by_batches or budget.epsilon is not None or not trainer.limit_val_batches:
+            return
+        n, batches = self.sampler.num_samples, trainer.num_training_batches
+        kept = self.sampler.length(n - budget.size(n))
+        pruned = math.ceil(batches * kept / len(self.sampler))
+        if interval > pruned:
+            raise ValueError(
+                f"val_check_interval={interval} is more than the {pruned} batches of a pruned epoch, "
+                "which Lightning refuses then; give a fraction of an epoch, or "
+                "check_val_every_n_epoch=None"
             )

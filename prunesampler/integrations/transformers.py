@@ -13,7 +13,7 @@ from prunesampler.files import pack_state, unpack_state, write_atomically
 from prunesampler.integrations.common import HoldsPruning, require
 from prunesampler.sampler import InfluencePrunedSampler
 
-require(("transformers",), "4.45", "transformers")
+require(("transformers",), "5.20", "transformers")  # older ones resume in another order
 
 from transformers import (  # noqa: E402  after the check that it is there
     TrainerCallback,
@@ -64,7 +64,7 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
             self.pruning.reset()
         if self.sampler.epoch_length == "shrink":
             self._check_shrinking(args)
-            state.max_steps = self.steps(args)
+            state.max_steps = self.steps_of(args)
         self.expect_epochs(state.num_train_epochs)
         self.pruning.watch(loader=others["train_dataloader"], scheduler=others["lr_scheduler"])
 
@@ -76,7 +76,8 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
         **others: Any,
     ) -> None:
         """Catch up on a selection, if the checkpoint of a resumed run was saved before it."""
-        self.pruning.catch_up(int(state.epoch or 0), others["model"])
+        epoch = int(state.epoch or 0)
+        self.pruning.catch_up(epoch, others["model"], step=state.global_step)
 
     def on_epoch_end(
         self,
@@ -110,8 +111,8 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
         file = Path(checkpoint) / FILE
         if not file.exists():
             raise ValueError(
-                f"{checkpoint} has no {FILE}: it was saved without this callback; train from the "
-                "start, or without it"
+                f"{checkpoint} has no {FILE}: it was saved without this callback, or the run was "
+                "killed while saving; resume from an earlier checkpoint, or train from the start"
             )
         self.pruning.load_state_dict(unpack_state(file.read_bytes()))
         pruned = len(self.sampler.kept) < self.sampler.num_samples
@@ -121,8 +122,8 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
                 f'with epoch_length="shrink" cannot be resumed once it is pruned; use {CONSTANT}'
             )
 
-    def steps(self, args: TrainingArguments) -> int:
-        """Optimiser steps of the whole run."""
+    def steps_of(self, args: TrainingArguments) -> int:
+        """Optimiser steps of the whole run with these arguments."""
         split = args.accelerator_config.split_batches
         return self.pruning.planned_steps(
             epochs=math.ceil(args.num_train_epochs),
@@ -136,7 +137,9 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
         """Refuse what the Trainer cannot do with epochs that get shorter."""
         budget, accumulated = self.pruning.pruner.budget, args.gradient_accumulation_steps
         why = None
-        if args.max_steps > 0:
+        if args.auto_find_batch_size:
+            why = "auto_find_batch_size=True changes the steps while it runs"
+        elif args.max_steps > 0:
             why = f"max_steps={args.max_steps} is counted in full epochs"
         elif args.num_train_epochs % 1:
             why = f"num_train_epochs={args.num_train_epochs} is not whole"
@@ -181,6 +184,16 @@ class PruningTrainerMixin:
             )
         return found[0]
 
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """Forget an earlier run, before the Trainer counts the batches, and train."""
+        self._pruning().pruning.reset()
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)  # type: ignore[misc]
+
     def _get_train_sampler(self, train_dataset: Any = None) -> InfluencePrunedSampler:
         """Our sampler, instead of a random one."""
         callback, data = self._pruning(), train_dataset or self.train_dataset  # type: ignore[attr-defined]
@@ -195,6 +208,11 @@ class PruningTrainerMixin:
                 f"the sampler has num_replicas={sampler.num_replicas}, but the Trainer shares out the "
                 "batches itself; leave it at 1"
             )
+        if self.args.train_sampling_strategy != "random":  # type: ignore[attr-defined]
+            raise ValueError(
+                f"train_sampling_strategy={self.args.train_sampling_strategy!r} would be lost: the "  # type: ignore[attr-defined]
+                'pruning sampler chooses the order; use "random"'
+            )
         callback.pruning.log = lambda numbers, step: self.log(numbers)  # type: ignore[attr-defined]
         return sampler
 
@@ -204,7 +222,7 @@ class PruningTrainerMixin:
         """The Trainer's schedule, over the planned steps."""
         callback = self._pruning()
         if callback.sampler.epoch_length == "shrink":
-            num_training_steps = callback.steps(self.args)  # type: ignore[attr-defined]
+            num_training_steps = callback.steps_of(self.args)  # type: ignore[attr-defined]
         return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc, no-any-return]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
