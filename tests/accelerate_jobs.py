@@ -26,7 +26,14 @@ class Training:
     """A prepared run; the batches are indices, so that it is seen who got what."""
 
     def __init__(
-        self, size=110, mode="default", accumulate=1, epochs=4, drop_last=False, **options
+        self,
+        size=110,
+        mode="default",
+        accumulate=1,
+        epochs=4,
+        drop_last=False,
+        workers=0,
+        **options,
     ):
         plugin = GradientAccumulationPlugin(num_steps=accumulate)
         self.accelerator = accelerator = Accelerator(
@@ -37,7 +44,9 @@ class Training:
         assert accelerator.num_processes == WORLD
         self.data, model = data(size), network()
         self.sampler = InfluencePrunedSampler(self.data)
-        loader = DataLoader(torch.arange(size), 8, sampler=self.sampler, drop_last=drop_last)
+        loader = DataLoader(
+            torch.arange(size), 8, sampler=self.sampler, drop_last=drop_last, num_workers=workers
+        )
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         # 64 samples stay: as many whole batches on each rank, which accelerate needs if uneven
         chooser = pruner(self.data, budget=Budget(count=size - 64))
@@ -125,6 +134,16 @@ def middle():
         found[mode] = [*part.result()["batches"][:2], part.batches[2] + again.batches[2],
                        again.batches[3], again.batches[4]]  # fmt: skip
         found[f"{mode} lr"] = again.schedule.get_last_lr()[0]
+    for workers in (0, 2):  # saved between two epochs; workers are ahead of the training
+        options = {"mode": "stateful", "epochs": 5, "workers": workers}
+        part = Training(**options)
+        for epoch in range(2):
+            part.epoch(epoch)
+        part.accelerator.save_state(str(FOLDER / "state"))
+        again = fresh(**options)
+        for epoch in (2, 3, 4):
+            again.epoch(epoch)
+        found[f"between, {workers}"] = part.result()["batches"] + again.result()["batches"]
     return found
 
 

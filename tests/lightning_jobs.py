@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
-from prunesampler import InfluencePrunedSampler
+from prunesampler import Budget, InfluencePrunedSampler
 from prunesampler.integrations.lightning import PruningCallback
 
 EPOCHS = 5
@@ -57,7 +57,8 @@ def module(flavour):
 
 
 def fit(
-    *, checkpoint=None, workers=0, hook=False, flavour=lightning.pytorch, early=None, budget=None, **options
+    *, checkpoint=None, workers=0, hook=False, flavour=lightning.pytorch, early=None, budget=None,
+    saver=None, drop_last=False, **options
 ):  # fmt: skip
     torch.manual_seed(0)
     x, y = data(200).tensors
@@ -65,15 +66,18 @@ def fit(
     sampler = InfluencePrunedSampler(indexed)
 
     def loader():
-        return DataLoader(indexed, 16, sampler=sampler, num_workers=workers)
+        return DataLoader(indexed, 16, sampler=sampler, num_workers=workers, drop_last=drop_last)
 
     pruning = PruningCallback(
         sampler, pruner(scored, **({"budget": budget} if budget else {})), warmup_epochs=2,
         **options.pop("pruning", {}),
     )  # fmt: skip
-    steps = pruning.planned_steps(epochs=EPOCHS, batch_size=16, num_processes=WORLD)
+    steps = pruning.planned_steps(
+        epochs=EPOCHS, batch_size=16, num_processes=WORLD, drop_last=drop_last
+    )
     model = module(flavour)(steps, loader)
     callbacks = [pruning]
+    callbacks += [saver] if saver else []
     if early is not None:
         callbacks.append(
             ModelCheckpoint(FOLDER / f"early {early}", "{epoch}", "loss", save_top_k=-1,
@@ -84,7 +88,7 @@ def fit(
             "max_epochs": EPOCHS, "accelerator": "cpu", "devices": WORLD, "callbacks": callbacks,
             "strategy": "ddp" if WORLD > 1 else "auto", "enable_progress_bar": False,
             "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0,
-            "enable_checkpointing": early is not None, **options,
+            "enable_checkpointing": bool(saver) or early is not None, **options,
         }
     )  # fmt: skip
     train, held_out = None if hook else loader(), DataLoader(indexed, 50)
@@ -126,6 +130,29 @@ def resume():
     return {"found": found}
 
 
+def odd():
+    """What is done less often: a dry run, several loaders, last epochs on all data, drop_last."""
+    found = {}
+    model, _, trainer, _ = fit(fast_dev_run=True, pruning={"final_full_epochs": 2})
+    found["dry"] = {"steps": trainer.global_step}
+    options = {"pruning": {"final_full_epochs": 2}}
+    found["whole"] = result(*fit(early=True, **options)[:3])["batches"]
+    path = FOLDER / "early True" / "epoch=2.ckpt"  # after validation, before all samples come back
+    found["again"] = result(*fit(checkpoint=path, **options)[:3])["batches"]
+    saver = ModelCheckpoint(FOLDER, "{step}", every_n_train_steps=1, save_top_k=-1)
+    fit(saver=saver, **options)
+    try:  # the last batch of the epoch before
+        fit(checkpoint=FOLDER / f"step={2 * 13 + 8}.ckpt", **options)
+    except ValueError as error:
+        found["refused"] = str(error)
+    return found
+
+
+def dropped():
+    """The last batch is left out; each process gets as many samples."""
+    return {"found": result(*fit(drop_last=True, budget=Budget(count=200 - 159))[:3])}
+
+
 def twice():
     """The same callback in a second fit starts anew; a logger gets the figures."""
     logger = CSVLogger(FOLDER, "log")
@@ -136,6 +163,7 @@ def twice():
         enable_model_summary=False, logger=False, enable_checkpointing=False,
     )  # fmt: skip
     model.batches.clear()
+    model.planned = 13 + 13 + 8
     trainer.fit(model, model.loader())
     sizes = [sum(map(len, model.batches[epoch])) for epoch in range(3)]
     return {"sizes": sizes, "kept": len(before), "log": f"{logger.log_dir}/metrics.csv"}

@@ -40,6 +40,7 @@ def test_every_mode_trains_on_the_kept_set_for_as_long_as_planned(processes):
 def test_a_run_stopped_within_an_epoch_goes_on_there(processes, tmp_path):
     for rank in job("middle", processes, FOLDER=str(tmp_path)):
         assert rank["default"] == rank["stateful"] == rank["whole"]
+        assert rank["between, 0"] == rank["between, 2"] == rank["whole"]
         assert rank["default lr"] == rank["stateful lr"] == pytest.approx(0, abs=1e-9)
 
 

@@ -46,6 +46,25 @@ def test_every_checkpoint_leads_to_the_same_end(processes, tmp_path):
                     assert rest[name] == whole[name], name
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_plan_without_last_batches(processes, tmp_path):
+    for rank in job("dropped", processes, FOLDER=str(tmp_path)):
+        found = rank["found"]
+        steps = [len(batches) for batches in found["batches"].values()]
+        # 159 kept samples are 80 on each of two processes, which is five batches of 16
+        assert steps == ([12, 12, 9, 9, 9] if processes == 1 else [6, 6, 5, 5, 5])
+        assert found["planned"] == found["steps"] == sum(steps)
+
+
+def test_dry_runs_and_resuming_just_before_the_epochs_on_all_data(tmp_path):
+    (found,) = job("odd", 1, FOLDER=str(tmp_path))
+    assert found["dry"]["steps"] == 1
+    whole, again = found["whole"], found["again"]
+    assert [len(batches) for batches in whole.values()] == [13, 13, 8, 13, 13]
+    assert again == {epoch: whole[epoch] for epoch in ("3", "4")}
+    assert "the last batch of epoch 2, and the next epoch is longer" in found["refused"]
+
+
 def test_a_second_fit_starts_anew_and_loggers_get_the_figures(tmp_path):
     (found,) = job("twice", 1, FOLDER=str(tmp_path))
     assert found["sizes"] == [200, 200, 120]

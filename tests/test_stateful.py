@@ -16,7 +16,7 @@ EPOCHS, BATCH = 4, 16
 class Training:
     """A plain loop that can stop after any batch and hand over its state."""
 
-    def __init__(self, dataset, model, workers):
+    def __init__(self, dataset, model, workers, told=False):
         self.dataset, self.model = dataset, copy.deepcopy(model)
         self.model[3].p = 0.0
         self.sampler = InfluencePrunedSampler(dataset)
@@ -33,12 +33,17 @@ class Training:
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1)
         self.schedule = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, 0.0, steps)
         self.parts = (self.model, self.optimizer, self.schedule, self.pruning, self.loader)
-        self.epoch, self.log = 0, []
+        self.epoch, self.log, self.told = 0, [], told
 
-    def run(self, stop=None):
-        """Train on; return the state after ``stop`` batches, if that comes before the end."""
+    def state(self):
+        return copy.deepcopy([self.epoch, *(part.state_dict() for part in self.parts)])
+
+    def run(self, stop=None, ended=None):
+        """Train on; return the state after so many batches or epochs, if that is before the end."""
         while self.epoch < EPOCHS:
             self.model.train()
+            if self.told:
+                self.sampler.set_epoch(self.epoch)
             for batch in self.loader:
                 x, y = self.dataset[batch]
                 loss = F.cross_entropy(self.model(x), y)
@@ -48,9 +53,11 @@ class Training:
                 self.schedule.step()
                 self.log.append((self.epoch, batch.tolist(), loss.item()))
                 if len(self.log) == stop:
-                    return copy.deepcopy([self.epoch, *(p.state_dict() for p in self.parts)])
+                    return self.state()
             self.pruning.on_epoch_end(self.epoch, self.model)
             self.epoch += 1
+            if self.epoch == ended:
+                return self.state()
         return None
 
     def resume(self, state, order):
@@ -73,3 +80,19 @@ def test_a_run_goes_on_at_the_next_batch(workers, few_digits, model):
         assert part.log == whole.log[:stop]
         assert rest.log == whole.log[stop:], stop
         assert torch.equal(rest.model[0].weight, whole.model[0].weight)
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_whose_workers_are_ahead_does_not_undo_a_selection(
+    workers, told, few_digits, model
+):
+    """With workers its state holds the sampler as it was before the epoch ended."""
+    make = partial(Training, few_digits, model, workers, told)
+    whole = make()
+    whole.run()
+    for ended in (1, 2, 3):
+        part, rest = make(), make()
+        rest.resume(part.run(ended=ended), reversed if ended % 2 else list)
+        rest.run()
+        assert part.log + rest.log == whole.log, ended

@@ -52,6 +52,11 @@ def test_every_checkpoint_leads_to_the_same_end(processes, tmp_path):
         assert rest["weights"] == ended["weights"]
 
 
+def test_a_second_training_starts_anew(tmp_path):
+    (found,) = job("twice", 1, FOLDER=str(tmp_path))
+    assert found["found"] == {"constant": [[65, 65]] * 2, "shrink": [[50, 50]] * 2}
+
+
 def test_what_the_trainer_cannot_do_is_refused(tmp_path):
     (found,) = job("refusals", 1, FOLDER=str(tmp_path))
     for name, message in {
@@ -60,6 +65,8 @@ def test_what_the_trainer_cannot_do_is_refused(tmp_path):
         "max_steps": "max_steps=30 is counted in full epochs",
         "accumulation": "gradient_accumulation_steps=3 does not divide the 8 batches",
         "fraction": "num_train_epochs=2.5 is not whole",
+        "lengths": "train_sampling_strategy='group_by_length' would be lost",
+        "batch size": "auto_find_batch_size=True changes the steps while it runs",
         "no mixin": "derive it from PruningTrainerMixin",
     }.items():
         assert message in found[name], name

@@ -48,9 +48,7 @@ class PruningTrainer(PruningTrainerMixin, Trainer):
     pass
 
 
-def train(
-    name, *, constant=True, accumulate=1, checkpoint=None, trainer_class=PruningTrainer, **options
-):
+def make(name, *, constant=True, accumulate=1, trainer_class=PruningTrainer, **options):
     length = "constant" if constant else "shrink"
     sampler = InfluencePrunedSampler(Mappings(), epoch_length=length)
     pruning = PruningCallback(sampler, pruner(Mappings(indexed=False)), warmup_epochs=2)
@@ -65,6 +63,11 @@ def train(
     trainer = trainer_class(
         Model(), arguments, train_dataset=Mappings(), eval_dataset=Mappings(50), callbacks=[pruning]
     )
+    return trainer, sampler, pruning
+
+
+def train(name, *, checkpoint=None, **options):
+    trainer, sampler, pruning = make(name, **options)
     trainer.train(resume_from_checkpoint=checkpoint)
     log = trainer.state.log_history
     return {
@@ -73,7 +76,7 @@ def train(
         "logged": [row for row in log if "pruning/kept" in row],
         "steps": trainer.state.global_step,
         "max_steps": trainer.state.max_steps,
-        "planned": pruning.steps_of(arguments),
+        "planned": pruning.steps_of(trainer.args),
         "epoch": trainer.state.epoch,
         "lr": trainer.lr_scheduler.get_last_lr()[0],
         "kept": sampler.kept.tolist(),
@@ -109,6 +112,20 @@ def resume():
     return {"whole": whole, "rest": rest, "ended": ended, "rest of ended": rest_of_ended}
 
 
+def twice():
+    """Trained again with the same trainer, it begins again with all samples."""
+    found = {}
+    for length in ("constant", "shrink"):
+        trainer, *_ = make(f"twice {length}", constant=length == "constant")
+        steps = []
+        for _ in range(2):
+            trainer.train()
+            steps.append([len(trainer.model.batches), trainer.state.global_step])
+            trainer.model.batches.clear()
+        found[length] = steps
+    return {"found": found}
+
+
 def refused(work):
     try:
         work()
@@ -128,6 +145,8 @@ def refusals():
         "accumulation": {"constant": False, "accumulate": 3},
         "fraction": {"constant": False, "num_train_epochs": 2.5},
         "no mixin": {"trainer_class": Trainer},
+        "lengths": {"train_sampling_strategy": "group_by_length"},
+        "batch size": {"constant": False, "auto_find_batch_size": True},
     }
     return {name: refused(lambda case=case: train("x", **case)) for name, case in cases.items()}
 

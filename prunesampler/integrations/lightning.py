@@ -95,8 +95,8 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
         """Check who shares out the samples, and catch up on what a checkpoint came too early for.
 
         Raises:
-            ValueError: when samples would be shared out twice or not at all, or when validation comes
-                after more batches than a pruned epoch has.
+            ValueError: when samples would be shared out twice or not at all, when validation comes
+                after more batches than a pruned epoch has, or when a run cannot be resumed from here.
         """
         loaders = loaders_in(trainer.train_dataloader)
         self._check_shares(trainer, loaders)
@@ -105,8 +105,18 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
             self.pruning.watch(scheduler=config.scheduler)
         for loader in loaders:
             self.pruning.watch(loader=loader)
+        before = len(self.sampler)
         with self._reloading(trainer):
             self.pruning.catch_up(trainer.current_epoch, pl_module, step=trainer.global_step)
+        epoch_loop = trainer.fit_loop.epoch_loop
+        if len(self.sampler) > before and getattr(
+            epoch_loop, "restarted_on_train_batch_end", False
+        ):
+            raise ValueError(
+                f"the checkpoint is of the last batch of epoch {trainer.current_epoch - 1}, and the "
+                "next epoch is longer, which Lightning takes for an epoch half done; resume from a "
+                "checkpoint of another batch or of the epoch's end"
+            )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the order; Lightning tells the sampler its epoch in runs of one process only."""
