@@ -133,7 +133,7 @@ def resume():
 def odd():
     """What is done less often: a dry run, several loaders, last epochs on all data, drop_last."""
     found = {}
-    model, _, trainer, _ = fit(fast_dev_run=True, pruning={"final_full_epochs": 2})
+    _, _, trainer, _ = fit(fast_dev_run=True, pruning={"final_full_epochs": 2})
     found["dry"] = {"steps": trainer.global_step}
     options = {"pruning": {"final_full_epochs": 2}}
     found["whole"] = result(*fit(early=True, **options)[:3])["batches"]

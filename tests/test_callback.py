@@ -270,6 +270,36 @@ def test_a_resumed_run_without_the_callbacks_state_measures_again(model, few_dig
     assert set(kept[-1]) | set(rest[0]) == set(range(200))
 
 
+def test_a_checkpoint_saved_too_early_is_said_and_can_be_caught_up_on(model, few_digits):
+    whole, callback = make(few_digits)
+    end(callback, 0, model)
+    early = callback.state_dict()  # of epoch 1, saved before its end
+    end(callback, 1, model)
+    sampler, again = make(few_digits)
+    again.load_state_dict(early)
+    with pytest.warns(UserWarning, match=r"before on_epoch_end\(1, model\).* call catch_up"):
+        end(again, 2, model)
+    sampler, again = make(few_digits)
+    again.load_state_dict(early)
+    assert again.catch_up(2, model) is not None
+    assert torch.equal(sampler.kept, whole.kept)
+    assert again.catch_up(2, model) is None
+    assert end(again, 2, model) is None
+
+
+def test_what_cannot_be_scored_is_found_in_the_first_epoch(model, few_digits):
+    x, y = few_digits.tensors
+    ragged = [
+        (image[: 60 + i % 3], label) for i, (image, label) in enumerate(zip(x, y, strict=True))
+    ]
+    pruner = InfluencePruner(ragged, budget=Budget(fraction=0.4), progress=False)
+    callback = PruningCallback(InfluencePrunedSampler(few_digits), pruner, warmup_epochs=5)
+    with pytest.raises(RuntimeError, match="equal size") as caught:
+        callback.on_epoch_end(0, model)
+    if hasattr(caught.value, "__notes__"):
+        assert "put together by collate_fn=" in caught.value.__notes__[0]
+
+
 def test_states_of_the_callback_that_do_not_fit(model, few_digits):
     _, (_, state) = redrawing(few_digits, model, 1)
     _, callback = make(few_digits, redraw_every=1)
@@ -278,6 +308,7 @@ def test_states_of_the_callback_that_do_not_fit(model, few_digits):
     for wrong, message in [
         ({}, "missing"),
         ({**state, "version": 9}, "version 9"),
+        ({**state, "epochs_ended": None}, "epochs_ended must be a whole number"),
         ({**state, "sampler": n}, "of a dataset of 7 samples"),
         *(
             ({**state, "redraws": part}, message)

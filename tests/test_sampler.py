@@ -307,3 +307,27 @@ def test_positions_restore_any_place_of_a_pass(case, place):
     twin = iter(sampler_of(n, kept))
     twin.load_state_dict(state)
     assert list(twin) == list(iterator)
+
+
+def test_a_restored_sampler_takes_no_older_kept_set_until_a_pass_has_ended():
+    sampler = sampler_of(10, [1, 2, 3])
+    older = sampler_of(10).state_dict()
+    sampler.restore({**sampler.state_dict(), "epoch": 4}, 4)
+    sampler.load_state_dict({**older, "epoch": 3})
+    assert (sampler.epoch, sampler.kept.tolist()) == (4, [1, 2, 3])
+    sampler.load_state_dict({**older, "epoch": 5})
+    assert (sampler.epoch, sampler.kept.tolist()) == (5, [1, 2, 3])
+    list(sampler)
+    sampler.load_state_dict(older)
+    assert (sampler.epoch, len(sampler)) == (0, 10)
+    with pytest.raises(ValueError, match="missing"):
+        sampler.restore({}, 1)
+
+
+def test_whoever_sets_the_epoch_goes_on_setting_it():
+    sampler = sampler_of(5)
+    list(sampler)
+    assert sampler.epoch == 1
+    sampler.set_epoch(1)
+    list(sampler)
+    assert sampler.epoch == 1

@@ -1,6 +1,8 @@
 """The warnings that save a run: each when it should come, once, and not otherwise."""
 
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -147,6 +149,51 @@ def test_augmented_images_are_not_other_labels(few_digits, model):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_training_set_that_only_workers_can_read_ends_nothing(few_digits, model):
+    class Unreadable(TensorDataset):
+        def __getitem__(self, index):
+            raise OSError("open the file in worker_init_fn")
+
+    sampler = InfluencePrunedSampler(Unreadable(*few_digits.tensors))
+    pruner = InfluencePruner(few_digits, budget=Budget(fraction=0.4), progress=False)
+    assert run(PruningCallback(sampler, pruner, warmup_epochs=1), model, epochs=2) == []
+
+
+def test_schedulers_of_another_kind_are_left_alone(few_digits, model):
+    class Scheduler:
+        def step(self):
+            """Keep no count."""
+
+    _, callback = make(few_digits, epochs=5)
+    callback.watch(scheduler=Scheduler())
+    assert run(callback, model) == []
+
+
+def test_a_second_pass_within_an_epoch_is_no_other_order(few_digits, model):
+    sampler, callback = make(few_digits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for epoch in range(4):
+            sampler.set_epoch(epoch)
+            list(sampler)
+            list(sampler)  # for the training accuracy
+            callback.on_epoch_end(epoch, model)
+
+
+def test_an_earlier_run_is_not_held(few_digits, model):
+    _, callback = make(few_digits)
+    scheduler = schedulers.StepLR(optimizer(), 9)
+    callback.watch(scheduler=scheduler)
+    alive = weakref.ref(scheduler.optimizer)
+    run(callback, model)
+    callback.reset()
+    assert callback.selection is None
+    assert len(callback.sampler) == 200
+    del scheduler
+    gc.collect()
+    assert alive() is None
+
+
 @pytest.mark.parametrize(
     ("item", "label"),
     [
@@ -159,6 +206,9 @@ def test_augmented_images_are_not_other_labels(few_digits, model):
         ((0, torch.ones(2, dtype=torch.int64)), None),
         ((0, "cat"), None),
         ((0, None), None),
+        ((0, {"boxes": [1]}), None),
+        ({"labels": ["a", "b"]}, None),
+        ({"label": [[1], [2, 3]]}, None),
         ((0, 1, 2), None),
         (3, None),
     ],
