@@ -36,10 +36,9 @@ class PruningCallback:
     stopped. If a run is past its warm-up and nothing was selected yet, the first call selects.
 
     With ``redraw_every`` the kept set changes between two measurements: another set of the same
-    budget, from the scores at hand, and the samples left out longest come back first. A sample is
-    kept again within ``ceil(1 / k) + 1`` draws, where k is the kept share of the samples that are
-    free to go (see `prunesampler.rotation`). For
-    networks trained from scratch this is the mode to use: every sample is still seen.
+    budget, from the scores at hand, and the samples left out longest come back first, each within
+    ``ceil(1 / k) + 1`` draws, where k is the kept share of the samples that are free to go (see
+    `prunesampler.rotation`). For networks trained from scratch this is the mode to use.
 
     At the end of the first pruned epoch it warns, once, when nobody iterated the sampler, when an
     epoch's order was that of another (a resumed run without ``set_epoch``), and of what `watch` sees.
@@ -108,9 +107,8 @@ class PruningCallback:
                 )
             accelerator.register_for_checkpointing(self)
         self.sampler, self.pruner = sampler, pruner
-        self.log: Callable[[dict[str, float], int], Any] | None = None
-        if accelerator is not None:
-            self.log = accelerator.log
+        self.log: Callable[[dict[str, float], int], Any] | None
+        self.log = None if accelerator is None else accelerator.log
         self._accelerator, self._on_selection = accelerator, on_selection
         self._start()
 
@@ -119,8 +117,7 @@ class PruningCallback:
         self.selection: Selection | None = None
         self._watch = Watch(self.sampler)
         self._selected = self._tried = self._loaded = False
-        redrawn = self.schedule.redraw_every is not None
-        self._redraws = Redraws(self.pruner) if redrawn else None
+        self._redraws = None if self.schedule.redraw_every is None else Redraws(self.pruner)
         self._ended = -1  # the last epoch whose end was seen
         self._last_end: float | None = None
 
@@ -214,9 +211,7 @@ class PruningCallback:
             loader: of the training, or None.
             scheduler: of the learning rate, as in ``torch.optim.lr_scheduler``, or None.
         """
-        self._watch.add(
-            [] if loader is None else [loader], [] if scheduler is None else [scheduler]
-        )
+        self._watch.add([loader], [scheduler])
 
     def _look(self, epoch: int) -> None:
         """Let the watch see the epoch that ended; on rank 0, which always iterates the sampler."""

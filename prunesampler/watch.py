@@ -33,7 +33,7 @@ class Watch:
         self._first = True  # the first epoch of a resumed run may have had no batch left
 
     def add(self, loaders: Iterable[Any], schedulers: Iterable[Any]) -> None:
-        """Look at these as well, from now on; what is known already is skipped."""
+        """Look at these as well, from now on; what is known already, or None, is skipped."""
         self._loaders += [new for new in loaders if all(new is not old for old in self._loaders)]
         for new in schedulers:
             if ticks(new) is not None and all(new is not old for old, _ in self._schedulers):

@@ -19,6 +19,8 @@ from torch.utils.data import TensorDataset
 settings.register_profile("untimed", deadline=None)  # a busy machine is no bug
 settings.load_profile("untimed")
 
+torch.set_num_threads(1)  # tests run side by side
+
 ROOT = Path(__file__).parents[1]
 
 

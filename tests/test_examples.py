@@ -201,6 +201,15 @@ def test_the_overhead_benchmark_runs():
     assert all(value >= 0 for value in found.values())
 
 
+def test_the_iteration_benchmark_runs():
+    options = ["--samples=5000", "--repeats=1", "--json"]
+    output = run_python(EXAMPLES / "benchmarks" / "iteration.py", *options)
+    found = json.loads(output[output.index("{") :])
+    assert all(value > 0 for value in found.values())
+    # The kept indices and a mask over all of them, and nothing else of size.
+    assert found["restrict_mib"] <= found["kept_mib"] + 1.2 * 5000 / 2**20
+
+
 def test_runs_of_several_seeds_are_summarised(tmp_path):
     files = []
     for seed in (0, 1):

@@ -45,7 +45,7 @@ def test_names_are_sorted_and_there():
 
 
 def test_nothing_global():
-    text = "\n".join(path.read_text() for path in PACKAGE.glob("*.py"))
+    text = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
     for pattern in (
         r"np\.random\.seed",
         r"\brandom\.seed",
