@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from prunesampler.checks import check_state, warn, whole_number
-from prunesampler.distributed import current_group, together
+from prunesampler.distributed import check_shares, current_group, together
 from prunesampler.plan import optimiser_steps, planned_lengths
 from prunesampler.pruner import InfluencePruner
 from prunesampler.redraws import Redraws
@@ -33,7 +33,8 @@ class PruningCallback:
 
     Call `on_epoch_end` at the end of every epoch, on every process. Its state holds the sampler's:
     save `state_dict` with the model and the optimizer, and a resumed run goes on as if it had not
-    stopped. If a run is past its warm-up and nothing was selected yet, the first call selects.
+    stopped. If a run is past its warm-up and nothing was selected yet, the first call selects. At the
+    end of the first epoch it scores a batch on trial (`InfluencePruner.check`).
 
     With ``redraw_every`` the kept set changes between two measurements: another set of the same
     budget, from the scores at hand, and the samples left out longest come back first, each within
@@ -95,16 +96,7 @@ class PruningCallback:
             )
         sampler.check_size(sampler.num_samples - pruner.budget.size(sampler.num_samples))
         if accelerator is not None:
-            if sampler.num_replicas > 1:
-                raise ValueError(
-                    f"the sampler has num_replicas={sampler.num_replicas}, but accelerate shares out "
-                    "the batches itself; leave it at 1"
-                )
-            if accelerator.num_processes != current_group().size:
-                raise ValueError(
-                    f"the accelerator has {accelerator.num_processes} processes, torch.distributed "
-                    f"{current_group().size}; create the Accelerator before the callback"
-                )
+            check_shares(accelerator.num_processes, sampler.num_replicas)
             accelerator.register_for_checkpointing(self)
         self.sampler, self.pruner = sampler, pruner
         self.log: Callable[[dict[str, float], int], Any] | None
@@ -124,8 +116,7 @@ class PruningCallback:
     def reset(self) -> None:
         """Forget an earlier run: all samples are kept again, and the next epoch is the first."""
         if self._ended >= 0:
-            self.sampler.reset()
-            self.sampler.epoch = 0
+            self.sampler.restart()
         self._start()
 
     def on_epoch_end(
@@ -143,6 +134,7 @@ class PruningCallback:
             The new selection, if there is one.
 
         Raises:
+            ValueError: see `InfluencePruner.select`.
             RuntimeError: when the sampler's seed, size or kept set differs between ranks.
         """
         if self._loaded and self._ended < epoch - 1:
@@ -152,6 +144,7 @@ class PruningCallback:
                 "first epoch of a resumed run"
             )
         self._look(epoch)
+        self.sampler.settle()
         return self._prepare(epoch + 1, model, step)
 
     def _prepare(self, coming: int, model: nn.Module, step: int | None) -> Selection | None:
@@ -179,8 +172,8 @@ class PruningCallback:
                 self.log(figures(selection, seconds), epoch if step is None else step)
             if self._on_selection is not None:
                 self._on_selection(selection)
-        elif not (self._tried or self._selected):
-            self.pruner.check(model)  # what cannot be scored is found now, not after the warm-up
+        elif not (self._tried or self._selected) and self.schedule.prunes_from(coming):
+            self.pruner.check(model)  # most of what cannot be scored is found now, not later
         self._tried, self._loaded = True, False
         self._ended, self._last_end = epoch, time.perf_counter()
         return selection
@@ -198,7 +191,11 @@ class PruningCallback:
             model: as it was restored.
             step: see `on_epoch_end`.
         """
-        return self._prepare(epoch, model, step) if self._ended < epoch - 1 else None
+        if self._ended >= epoch - 1:
+            return None
+        selection, state = self._prepare(epoch, model, step), self.sampler.state_dict()
+        self.sampler.restore({**state, "epoch": max(epoch, state["epoch"])}, epoch)
+        return selection
 
     def watch(self, *, loader: Any = None, scheduler: Any = None) -> None:
         """Warn at the end of the first pruned epoch of what these would spoil without a word.

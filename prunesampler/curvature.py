@@ -56,22 +56,30 @@ class ExactCurvature:
     def __post_init__(self) -> None:
         _check_damping(self.damping)
 
+    def check_size(self, gradients: SampleGradients, num_samples: int) -> int:
+        """The size R of the matrix, from any samples' measurements.
+
+        Raises:
+            ValueError: when it is above ``max_size``.
+        """
+        rows, columns = gradients.hessian.basis().shape[1], gradients.inputs.shape[1]
+        size = rows * columns
+        if size > self.max_size:
+            raise ValueError(
+                f"exact curvature of this layer has size R = {rows} * {columns} = {size}, above "
+                f"max_size={self.max_size}: {8 * size**2 / 2**30:.1f} GiB a matrix and "
+                f"{4 * num_samples * size / 2**30:.1f} GiB of whitened rows. Use "
+                "KroneckerCurvature() (an approximation), a smaller layer, or a larger max_size"
+            )
+        return size
+
     def factor(self, gradients: SampleGradients, damping: float | None = None) -> ExactFactor:
         """Factorise the mean GGN.
 
         Raises:
             ValueError: when R is above ``max_size``, or the curvature is not positive definite.
         """
-        basis = gradients.hessian.basis()
-        rows, columns = basis.shape[1], gradients.inputs.shape[1]
-        size = rows * columns
-        if size > self.max_size:
-            raise ValueError(
-                f"exact curvature of this layer has size R = {rows} * {columns} = {size}, above "
-                f"max_size={self.max_size}: {8 * size**2 / 2**30:.1f} GiB a matrix and "
-                f"{4 * len(gradients) * size / 2**30:.1f} GiB of whitened rows. Use "
-                "KroneckerCurvature() (an approximation), a smaller layer, or a larger max_size"
-            )
+        size = self.check_size(gradients, len(gradients))
         matrix = gauss_newton(gradients)
         largest = float(matrix.diagonal().max())
         chosen = _first(damping, self.damping, DEFAULT_DAMPING * float(matrix.trace()) / size)

@@ -144,6 +144,28 @@ def current_group() -> Group:
     return LocalGroup()
 
 
+def check_shares(processes: int, num_replicas: int) -> None:
+    """Check that accelerate, and it alone, shares out the samples over the processes at hand.
+
+    Args:
+        processes: of the accelerator.
+        num_replicas: of the sampler.
+
+    Raises:
+        ValueError: when it does not.
+    """
+    if num_replicas > 1:
+        raise ValueError(
+            f"the sampler has num_replicas={num_replicas}, but accelerate shares out the batches "
+            "itself; leave it at 1"
+        )
+    if processes != current_group().size:
+        raise ValueError(
+            f"the accelerator has {processes} processes, torch.distributed {current_group().size}; "
+            "create the Accelerator before the callback"
+        )
+
+
 def together(group: Group, work: Callable[[], T]) -> T:
     """Do this rank's work; if it fails on any rank, raise on all, so that none waits for another."""
     result: T | None = None

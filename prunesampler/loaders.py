@@ -16,6 +16,7 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    Subset,
 )
 
 from prunesampler.sampler import InfluencePrunedSampler
@@ -166,6 +167,13 @@ def same_item(first: Any, second: Any) -> bool:
     if isinstance(first, (int, float, str)):
         return bool(first == second) or first != first
     return True
+
+
+def some_of(dataset: Dataset[Any], count: int) -> Subset[Any]:
+    """So many of a dataset's samples at most, from the first to the last."""
+    size = len(dataset)  # type: ignore[arg-type]
+    places = torch.linspace(0, size - 1, min(count, size)).round().long()
+    return Subset(dataset, places.unique().tolist())  # type: ignore[no-untyped-call]
 
 
 def scoring_loader(

@@ -51,7 +51,12 @@ class Measurer:
         self._checked = False
 
     def measure(
-        self, model: nn.Module, datasets: Sequence[Dataset[Any]], group: Group
+        self,
+        model: nn.Module,
+        datasets: Sequence[Dataset[Any]],
+        group: Group,
+        *,
+        trial: bool = False,
     ) -> list[SampleGradients | None]:
         """Measurements of all samples of each dataset, in its order, on rank 0; None elsewhere.
 
@@ -59,6 +64,7 @@ class Measurer:
             model: without wrappers.
             datasets: map-style.
             group: the processes that share the work; all of them call this.
+            trial: let losses and gradients pass that are not finite.
 
         Raises:
             ValueError: for anything about data or model that makes the gradients meaningless.
@@ -69,7 +75,7 @@ class Measurer:
             group.check_equal("the models", together(group, lambda: fingerprint(model)))
         with untouched(model, group.broadcast):
             shares = together(
-                group, lambda: [self._share(model, device, group, dataset) for dataset in datasets]
+                group, lambda: [self._share(model, device, group, data, trial) for data in datasets]
             )
         signature = repr([share.signature() for share in shares]).encode()
         group.check_equal("the measurements", signature)
@@ -79,7 +85,12 @@ class Measurer:
         ]
 
     def _share(
-        self, model: nn.Module, device: torch.device, group: Group, dataset: Dataset[Any]
+        self,
+        model: nn.Module,
+        device: torch.device,
+        group: Group,
+        dataset: Dataset[Any],
+        trial: bool,
     ) -> SampleGradients:
         """This rank's share of the samples, on the CPU, in ascending order."""
         if not self._checked:
@@ -98,11 +109,12 @@ class Measurer:
         with progress_bar("scoring", total, shown) as bar, explained():
             for indices, batch in zip(grid, loader, strict=True):
                 part = source(model, to_device(batch, device)).map(lambda t: t[0].cpu())
-                _check_measured(part, indices)
+                _check_measured(part, indices, finite=not trial)
                 parts.append(part)
                 bar.update(len(indices))
         if not parts:  # more ranks than batches: the shapes are needed all the same
-            batch = to_device(self._collate_fn([dataset[0]]), device)
+            first = range(min(self._batch_size, dataset_size(dataset)))
+            batch = to_device(self._collate_fn([dataset[index] for index in first]), device)
             parts = [source(model, batch).map(lambda t: t[0][:0].cpu())]
         return SampleGradients.cat(parts)
 
@@ -177,16 +189,16 @@ def _check_repeatable(dataset: Dataset[Any]) -> None:
             return
 
 
-def _check_measured(part: SampleGradients, indices: list[int]) -> None:
+def _check_measured(part: SampleGradients, indices: list[int], *, finite: bool) -> None:
     """Check a batch's measurements, naming samples."""
     if len(part) != len(indices):
         raise ValueError(
             f"a batch of {len(indices)} samples gave {len(part)} gradients; the model must return "
             "one output per sample"
         )
-    finite = part.losses.isfinite() & part.delta.isfinite().all(1) & part.inputs.isfinite().all(1)
-    if not finite.all():
-        bad = [index for index, good in zip(indices, finite.tolist(), strict=True) if not good]
+    good = part.losses.isfinite() & part.delta.isfinite().all(1) & part.inputs.isfinite().all(1)
+    if finite and not good.all():
+        bad = [index for index, fine in zip(indices, good.tolist(), strict=True) if not fine]
         raise ValueError(
             f"loss or gradient is not finite for samples {bad[:5]}{' and more' * (len(bad) > 5)}; "
             "look at these samples, or at the learning rate if it is many"

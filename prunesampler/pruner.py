@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from prunesampler.annealing import anneal
 from prunesampler.budget import Budget
 from prunesampler.checks import checked_cost, checked_labels, dataset_size, whole_number
 from prunesampler.constraints import Constraints
-from prunesampler.costs import Cost
+from prunesampler.costs import Cost, validation_loss
 from prunesampler.curvature import Curvature, ExactCurvature
 from prunesampler.distributed import current_group, together
 from prunesampler.frontier import Frontier
@@ -22,6 +22,7 @@ from prunesampler.gradients import GradientSource, Losses
 from prunesampler.guarantee import Progress
 from prunesampler.influence import Metric, parameter_distance
 from prunesampler.isolation import unwrap
+from prunesampler.loaders import some_of
 from prunesampler.losses import CrossEntropy
 from prunesampler.measuring import Measurer, advance, progress_bar
 from prunesampler.scores import Scores, read_measurements
@@ -105,6 +106,10 @@ class InfluencePruner:
             cost = checked_cost(cost, self.num_samples)
         if validation is not None:
             dataset_size(validation)
+        elif cost is validation_loss:
+            raise ValueError(
+                "cost=validation_loss needs validation samples: pass validation= to the pruner"
+            )
         self.budget = budget
         losses = CrossEntropy() if losses is None else losses
         self._selector = Selector(
@@ -221,7 +226,7 @@ class InfluencePruner:
         model = unwrap(model)
         started = time.perf_counter()
         group.check_equal("the pruners", self._settings())
-        datasets = [self.dataset, *([] if self._validation is None else [self._validation])]
+        datasets = [self.dataset, *self._held_out()]
         measured, *rest = self._measurer.measure(model, datasets, group)
         seconds = time.perf_counter() - started
 
@@ -234,17 +239,20 @@ class InfluencePruner:
         return together(group, score)
 
     def check(self, model: nn.Module) -> None:
-        """Measure three samples, to find out early what cannot be scored; call it on all processes.
+        """Score a batch per process, to find out early what cannot be scored; call it on all.
+
+        Losses that are not finite are let pass: they may become so.
 
         Args:
             model: as it is trained.
 
         Raises:
-            ValueError: see `select`.
+            ValueError: see `select`; also for a layer that the curvature finds too large.
         """
-        n = self.num_samples
-        few = Subset(self.dataset, sorted({0, n // 2, n - 1}))
-        self._measurer.measure(unwrap(model), [few], current_group())
+        group, datasets = current_group(), [self.dataset, *self._held_out()]
+        few = [some_of(dataset, self._batch_size * group.size) for dataset in datasets]
+        measured, *_ = self._measurer.measure(unwrap(model), few, group, trial=True)
+        together(group, lambda: None if measured is None else self._selector.check(measured))
 
     def scores_from(self, state: Mapping[str, Any]) -> Scores:
         """Scores from their ``state_dict``, without a pass over the data; on rank 0.
@@ -273,6 +281,10 @@ class InfluencePruner:
         selection = Selection.from_bytes(group.broadcast_bytes(together(group, solve)))
         group.check_equal("the kept sets", selection.kept.numpy().tobytes())
         return selection
+
+    def _held_out(self) -> list[Dataset[Any]]:
+        """The validation set, if there is one."""
+        return [] if self._validation is None else [self._validation]
 
     def _settings(self) -> bytes:
         """What must be the same on all ranks."""

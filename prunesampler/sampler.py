@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from prunesampler.checks import check_state, checked_indices, dataset_size, whole_number
+from prunesampler.epoch_iterator import EpochIterator
 from prunesampler.selection import Selection
 
 STATE_VERSION = 1
@@ -23,7 +23,7 @@ class InfluencePrunedSampler(Sampler[int]):
     """Yields the kept indices of a dataset, in an order that depends on (seed, epoch, kept) alone.
 
     It starts with all samples kept. Iterating changes nothing but the epoch: a pass that runs to its
-    end moves the epoch on by one, until somebody calls `set_epoch`: from then on that is their work. A change by `restrict` takes
+    end moves the epoch on by one, as long as nobody calls `set_epoch`. A change by `restrict` takes
     effect with the next pass; prune between epochs. If you leave passes before their end, call
     `set_epoch`: otherwise the next pass begins as the last one did.
 
@@ -78,6 +78,7 @@ class InfluencePrunedSampler(Sampler[int]):
         self.epoch = 0
         self.passes: deque[int] = deque(maxlen=1000)
         self._told = False  # whether somebody sets the epoch
+        self._over = False  # whether a pass of an epoch that was set has ended
         self._done: int | None = None  # epochs that were over when `restore` was called
         self._min_kept = 1
         self.epoch_length = epoch_length
@@ -119,9 +120,17 @@ class InfluencePrunedSampler(Sampler[int]):
         """Keep all samples again, from the next pass on."""
         self._kept = torch.arange(self.num_samples)
 
+    def restart(self) -> None:
+        """Begin a new run: all samples, from epoch 0, whatever was set or restored."""
+        self.reset()
+        self.epoch, self._told, self._over, self._done = 0, False, False, None
+
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass. Repeating it or going back is harmless."""
-        self.epoch, self._told = whole_number("epoch", epoch), True
+        """Choose the order of the next pass. Repeating it or going back is harmless.
+
+        Once you call it, call it before every pass: passes no longer move the epoch on themselves.
+        """
+        self.epoch, self._told, self._over = whole_number("epoch", epoch), True, False
 
     def __len__(self) -> int:
         """Indices in one pass on one rank."""
@@ -135,7 +144,15 @@ class InfluencePrunedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """One pass: a snapshot, so later changes of the sampler do not reach it."""
-        return EpochIterator(self)
+        epoch = self.epoch
+        self.passes.append(epoch)
+        return EpochIterator(self.indices(epoch), epoch, self._pass_ended, self.passes)
+
+    def _pass_ended(self, epoch: int) -> None:
+        if self.epoch == epoch and self._told:
+            self._over = True
+        elif self.epoch == epoch:
+            self.epoch += 1
 
     def indices(self, epoch: int) -> list[int]:
         """All indices of one epoch on this rank, in order, as Python ints."""
@@ -171,16 +188,16 @@ class InfluencePrunedSampler(Sampler[int]):
             "version": STATE_VERSION,
             "n": self.num_samples,
             "seed": self._seed,
-            "epoch": self.epoch,
+            "epoch": self.epoch + self._over,  # the coming one
             "kept": self._kept,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; on an error nothing changes.
 
-        After `restore`, and until a pass has ended, ``kept`` is not taken from the state, nor is an
-        epoch that is over. For loaders whose workers are ahead remember the sampler as it was then,
-        and put that back when they begin to iterate.
+        Between `restore` and `settle` only the epoch is taken from the state, if it is not over yet:
+        a loader whose workers run ahead saves the sampler as it was before the epoch ended, and loads
+        that when it begins to iterate.
 
         Raises:
             ValueError: when the state is of another version or dataset size, or not valid.
@@ -195,9 +212,9 @@ class InfluencePrunedSampler(Sampler[int]):
         seed, epoch = whole_number("seed", state["seed"]), whole_number("epoch", state["epoch"])
         self.check_size(len(kept))
         if self._done is None:
-            self._seed, self.epoch, self._kept = seed, epoch, kept
+            self._seed, self.epoch, self._kept, self._over = seed, epoch, kept, False
         elif epoch >= self._done:
-            self.epoch = epoch
+            self.epoch, self._over = epoch, False
 
     def restore(self, state: Mapping[str, Any], done: int) -> None:
         """As `load_state_dict`, for a callback that knows how many epochs are over.
@@ -216,6 +233,10 @@ class InfluencePrunedSampler(Sampler[int]):
             self._done = before
             raise
         self._done = done
+
+    def settle(self) -> None:
+        """From now on take all of a state again: no loader can come with an older one."""
+        self._done = None
 
     def check_size(self, kept: int) -> None:
         """Check that so many kept samples make an epoch.
@@ -236,77 +257,3 @@ class InfluencePrunedSampler(Sampler[int]):
                 f"{self._min_kept} in a loader with drop_last=True: every epoch would be empty; "
                 "prune less, use a smaller batch, or drop_last=False"
             )
-
-
-class EpochIterator(itertools.chain):  # type: ignore[type-arg]
-    """One pass over a sampler, with a position that can be saved and restored.
-
-    It chains the list of indices with a generator that yields nothing and runs when the list is used
-    up; so stepping costs no Python call.
-    """
-
-    _indices: Iterator[int]
-    _epoch: int
-    _counted: list[int]  # the epoch that ends with this pass; empty when it had ended before
-    _total: int
-    _passes: deque[int]  # the sampler's
-
-    def __new__(cls, sampler: InfluencePrunedSampler) -> EpochIterator:
-        """Snapshot the sampler's next pass."""
-        epoch = sampler.epoch
-        indices = iter(sampler.indices(epoch))
-        counted = [epoch]
-        sampler.passes.append(epoch)
-        self = super().__new__(cls, indices, cls._finish(sampler, counted))
-        self._indices, self._epoch, self._counted = indices, epoch, counted
-        self._total, self._passes = _remaining(indices), sampler.passes
-        return self
-
-    def __init__(self, sampler: InfluencePrunedSampler) -> None:
-        """Nothing: `__new__` made everything, as `chain` is immutable."""
-
-    @staticmethod
-    def _finish(sampler: InfluencePrunedSampler, counted: list[int]) -> Iterator[int]:
-        if counted:
-            sampler._done = None
-        if sampler.epoch in counted and not sampler._told:
-            sampler.epoch += 1
-        return
-        yield
-
-    def state_dict(self) -> dict[str, int]:
-        """Epoch, position and length of this pass."""
-        position = self._total - _remaining(self._indices)
-        return {"epoch": self._epoch, "position": position, "length": self._total}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Move to a saved position; the sampler's own state must have been restored before.
-
-        A pass that was saved at its very end, when the sampler had already moved on to the next
-        epoch, is over at once.
-
-        Raises:
-            ValueError: when the position belongs to a pass of another length or epoch.
-        """
-        missing = {"epoch", "position", "length"} - set(state)
-        if missing or not 0 <= state["position"] <= state["length"]:
-            raise ValueError(f"not a position within a pass: {dict(state)!r}")
-        over = state["position"] == state["length"] and state["epoch"] == self._epoch - 1
-        same = (state["epoch"], state["length"]) == (self._epoch, self._total)
-        if not (over or same):
-            raise ValueError(
-                f"the position is in epoch {state['epoch']} of {state['length']} indices, this pass "
-                f"is epoch {self._epoch} of {self._total}; restore the sampler's state first"
-            )
-        skip = self._total if over else state["position"]
-        skip -= self._total - _remaining(self._indices)
-        if skip < 0:
-            raise ValueError(f"position {state['position']} lies behind this pass; start a new one")
-        next(itertools.islice(self._indices, skip, skip), None)
-        if over:
-            self._counted.clear()
-            self._passes.append(state["epoch"])
-
-
-def _remaining(indices: Iterator[int]) -> int:
-    return indices.__length_hint__()  # type: ignore[attr-defined, no-any-return]

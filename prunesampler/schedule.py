@@ -77,6 +77,11 @@ class Schedule:
         """Whether it runs on the kept samples."""
         return epoch >= self.warmup_epochs and not self.ends_pruning(epoch)
 
+    def prunes_from(self, epoch: int) -> bool:
+        """Whether it or a later epoch runs on the kept samples, as far as known."""
+        last = self.epochs
+        return last is None or any(self.prunes(coming) for coming in range(epoch, last))
+
     def over(self, epoch: int) -> bool:
         """Whether the run is known to have ended."""
         return self.epochs is not None and epoch >= self.epochs

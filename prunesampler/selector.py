@@ -20,7 +20,7 @@ from prunesampler.certificate import (
 from prunesampler.checks import checked_cost
 from prunesampler.constraints import Constraints
 from prunesampler.costs import Cost
-from prunesampler.curvature import Curvature
+from prunesampler.curvature import Curvature, ExactCurvature
 from prunesampler.guarantee import Progress, Solution
 from prunesampler.influence import Influence, Metric, length
 from prunesampler.problem import Problem
@@ -87,6 +87,15 @@ class Selector:
         )
         seconds = {"scoring_seconds": scoring_seconds, "curvature_seconds": _since(started)}
         return Scores(gradients, influence, labels, validation, seconds)
+
+    def check(self, gradients: SampleGradients) -> None:
+        """Find out from a few samples' measurements what could not be selected from all of them.
+
+        Raises:
+            ValueError: when the curvature refuses a layer of this size.
+        """
+        if isinstance(self.curvature, ExactCurvature):
+            self.curvature.check_size(gradients, self.num_samples)
 
     def select(self, scores: Scores, progress: Progress | None) -> Selection:
         """Solve the selection problem and certify the answer.

@@ -62,9 +62,10 @@ class Watch:
                 "build the loader with sampler= and let nothing replace it",
             )
         elif drawn and epoch not in drawn:
+            passes = f" (the last of {len(drawn)} passes)" if len(drawn) > 1 else ""
             self._say(
                 "order",
-                f"epoch {epoch} ran in the order of epoch {drawn[-1]}: call "
+                f"epoch {epoch} ran in the order of epoch {drawn[-1]}{passes}: call "
                 "loader.set_epoch(epoch) (accelerate) or sampler.set_epoch(epoch) before each epoch",
             )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import prunesampler
 
 ROWS = [
-    {"influence", "budget", "kernels", "checks", "files"},
+    {"influence", "budget", "kernels", "checks", "files", "epoch_iterator"},
     {"samples", "schedule", "selection", "constraints", "certificate"},
     {"losses", "curvature", "scores", "problem"},
     {"costs", "guarantee", "search", "rotation"},

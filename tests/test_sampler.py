@@ -309,7 +309,7 @@ def test_positions_restore_any_place_of_a_pass(case, place):
     assert list(twin) == list(iterator)
 
 
-def test_a_restored_sampler_takes_no_older_kept_set_until_a_pass_has_ended():
+def test_a_restored_sampler_takes_no_older_kept_set_until_it_is_settled():
     sampler = sampler_of(10, [1, 2, 3])
     older = sampler_of(10).state_dict()
     sampler.restore({**sampler.state_dict(), "epoch": 4}, 4)
@@ -317,7 +317,7 @@ def test_a_restored_sampler_takes_no_older_kept_set_until_a_pass_has_ended():
     assert (sampler.epoch, sampler.kept.tolist()) == (4, [1, 2, 3])
     sampler.load_state_dict({**older, "epoch": 5})
     assert (sampler.epoch, sampler.kept.tolist()) == (5, [1, 2, 3])
-    list(sampler)
+    sampler.settle()
     sampler.load_state_dict(older)
     assert (sampler.epoch, len(sampler)) == (0, 10)
     with pytest.raises(ValueError, match="missing"):
@@ -329,5 +329,12 @@ def test_whoever_sets_the_epoch_goes_on_setting_it():
     list(sampler)
     assert sampler.epoch == 1
     sampler.set_epoch(1)
-    list(sampler)
+    assert list(sampler) == list(sampler)
     assert sampler.epoch == 1
+    assert sampler.state_dict()["epoch"] == 2  # what is saved now is about the coming epoch
+    sampler.set_epoch(1)
+    assert sampler.state_dict()["epoch"] == 1
+    sampler.restrict([1, 2])
+    sampler.restart()
+    assert (sampler.epoch, len(sampler)) == (0, 5)
+    assert list(sampler) != list(sampler)
