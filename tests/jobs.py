@@ -104,6 +104,29 @@ def bitwise():
     return {"losses": alone, "equal": alone == scored}
 
 
+def trial():
+    """Losses and layers that need more than one sample in a batch."""
+    x, y = data(80).tensors
+    dataset = TensorDataset(x, (y > 4).float())
+
+    def losses(model, batch):
+        return F.binary_cross_entropy_with_logits(
+            model(batch[0]).squeeze(), batch[1], reduction="none"
+        )
+
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(8, track_running_stats=False)
+    model = nn.Sequential(nn.Linear(64, 8), norm, nn.ReLU(), nn.Linear(8, 1))
+    sampler = InfluencePrunedSampler(dataset, num_replicas=WORLD, rank=RANK)
+    chooser = pruner(
+        dataset, losses=losses, batch_size=64, budget=Budget(count=20, min_per_class=0)
+    )
+    pruning = PruningCallback(sampler, chooser, warmup_epochs=2)
+    for epoch in range(2):
+        pruning.on_epoch_end(epoch, model)
+    return {"kept": sampler.kept.tolist()}
+
+
 def failure(work):
     try:
         work()

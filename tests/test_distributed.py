@@ -39,6 +39,12 @@ def test_scoring_leaves_the_losses_bitwise_as_they_were(processes):
     assert len({tuple(line["losses"]) for line in ranks}) == processes
 
 
+def test_a_trial_has_batches_like_those_of_a_selection():
+    (alone,) = job("trial", 1)
+    assert len(alone["kept"]) == 60
+    assert [line["kept"] for line in job("trial", 2)] == [alone["kept"]] * 2
+
+
 def test_plain_ranks_share_the_kept_set():
     first, second = job("plain_ranks", 2)
     assert first["kept"] == second["kept"]

@@ -38,8 +38,11 @@ class Training:
     def state(self):
         return copy.deepcopy([self.epoch, *(part.state_dict() for part in self.parts)])
 
-    def run(self, stop=None, ended=None):
-        """Train on; return the state after so many batches or epochs, if that is before the end."""
+    def run(self, stop=None, ended=None, early=None):
+        """Train on; return the state after so many batches or epochs, if that is before the end.
+
+        ``early`` counts epochs too, but saves before their `on_epoch_end`.
+        """
         while self.epoch < EPOCHS:
             self.model.train()
             if self.told:
@@ -54,8 +57,10 @@ class Training:
                 self.log.append((self.epoch, batch.tolist(), loss.item()))
                 if len(self.log) == stop:
                     return self.state()
-            self.pruning.on_epoch_end(self.epoch, self.model)
             self.epoch += 1
+            if self.epoch == early:
+                return self.state()
+            self.pruning.on_epoch_end(self.epoch - 1, self.model)
             if self.epoch == ended:
                 return self.state()
         return None
@@ -96,3 +101,38 @@ def test_a_loader_whose_workers_are_ahead_does_not_undo_a_selection(
         rest.resume(part.run(ended=ended), reversed if ended % 2 else list)
         rest.run()
         assert part.log + rest.log == whole.log, ended
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_state_that_was_saved_too_early_is_caught_up_on(workers, told, few_digits, model):
+    make = partial(Training, few_digits, model, workers, told)
+    whole = make()
+    whole.run()
+    for early in (1, 2, 3):
+        part, rest = make(), make()
+        rest.resume(part.run(early=early), list)
+        rest.pruning.catch_up(early, rest.model)
+        rest.run()
+        assert part.log + rest.log == whole.log, early
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sampler_alone_that_is_told_its_epochs(workers):
+    def make():
+        sampler = InfluencePrunedSampler(range(40))
+        sampler.restrict(range(30))
+        return sampler, StatefulDataLoader(range(40), 8, sampler=sampler, num_workers=workers)
+
+    def epoch(number, sampler, loader):
+        sampler.set_epoch(number)
+        return torch.cat(list(loader)).tolist()
+
+    sampler, loader = make()
+    orders = [epoch(number, sampler, loader) for number in range(3)]
+    sampler, loader = make()
+    assert [epoch(number, sampler, loader) for number in range(2)] == orders[:2]
+    state = loader.state_dict()
+    sampler, loader = make()
+    loader.load_state_dict(state)
+    assert epoch(2, sampler, loader) == orders[2]
