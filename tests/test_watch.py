@@ -51,6 +51,19 @@ def test_a_sampler_that_nobody_iterates(few_digits, model):
     assert message.startswith("nobody iterated the sampler in epoch 2")
 
 
+def test_a_resumed_epoch_that_has_no_batch_left(few_digits, model):
+    """As Lightning ends it once more, from a checkpoint after validation."""
+    _, callback = make(few_digits)
+    run(callback, model, epochs=3)
+    _, resumed = make(few_digits)
+    resumed.load_state_dict(callback.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed.on_epoch_end(3, model)
+    with pytest.warns(UserWarning, match="nobody iterated the sampler in epoch 4"):
+        resumed.on_epoch_end(4, model)
+
+
 def test_epochs_that_repeat_an_order(few_digits, model):
     _, callback = make(few_digits)
     (message,) = run(callback, model, order=[0, 1, 0, 1, 2])
