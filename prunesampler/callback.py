@@ -108,7 +108,7 @@ class PruningCallback:
         """Nothing selected, nothing measured."""
         self.selection: Selection | None = None
         self._watch = Watch(self.sampler)
-        self._selected = self._tried = self._loaded = False
+        self._selected = self._loaded = False
         self._redraws = None if self.schedule.redraw_every is None else Redraws(self.pruner)
         self._ended = -1  # the last epoch whose end was seen
         self._last_end: float | None = None
@@ -172,9 +172,9 @@ class PruningCallback:
                 self.log(figures(selection, seconds), epoch if step is None else step)
             if self._on_selection is not None:
                 self._on_selection(selection)
-        elif not (self._tried or self._selected) and self.schedule.prunes_from(coming):
+        elif self._last_end is None and not self._selected and self.schedule.prunes_from(coming):
             self.pruner.check(model)  # most of what cannot be scored is found now, not later
-        self._tried, self._loaded = True, False
+        self._loaded = False
         self._ended, self._last_end = epoch, time.perf_counter()
         return selection
 

@@ -41,9 +41,7 @@ class Schedule:
                 raise ValueError(f"{name} must be at least 1 or None, got {every}")
         if self.final_full_epochs < 0:
             raise ValueError(f"final_full_epochs must be at least 0, got {self.final_full_epochs}")
-        if self.epochs is None:
-            return
-        if self.warmup_epochs + self.final_full_epochs >= self.epochs:
+        if self.epochs is not None and self.warmup_epochs + self.final_full_epochs >= self.epochs:
             warn(
                 f"nothing will be pruned: warmup_epochs={self.warmup_epochs} and "
                 f"final_full_epochs={self.final_full_epochs} fill the run of {self.epochs} epochs"
@@ -59,7 +57,7 @@ class Schedule:
             raise ValueError(f"epochs={epochs}, but the callback was made for epochs={self.epochs}")
         if self.epochs == epochs:
             return self
-        return Schedule(
+        return Schedule(  # not dataclasses.replace: a warning would point into that module
             self.warmup_epochs,
             self.refresh_every,
             self.redraw_every,
@@ -89,13 +87,12 @@ class Schedule:
     def selects(self, epoch: int) -> bool:
         """Whether to measure and select."""
         since = epoch - self.warmup_epochs
-        return since == 0 or (
-            since > 0 and bool(self.refresh_every) and _due(since, self.refresh_every)
-        )
+        return since == 0 or (since > 0 and _due(since, self.refresh_every))
 
     def redraws(self, epoch: int) -> bool:
         """Whether to draw another set, if none is selected."""
-        return epoch >= self.warmup_epochs and _due(epoch - self.warmup_epochs, self.redraw_every)
+        since = epoch - self.warmup_epochs
+        return since >= 0 and _due(since, self.redraw_every)
 
 
 def _due(since: int, every: int | None) -> bool:

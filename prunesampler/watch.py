@@ -34,7 +34,9 @@ class Watch:
 
     def add(self, loaders: Iterable[Any], schedulers: Iterable[Any]) -> None:
         """Look at these as well, from now on; what is known already, or None, is skipped."""
-        self._loaders += [new for new in loaders if all(new is not old for old in self._loaders)]
+        for new in loaders:
+            if new is not None and all(new is not old for old in self._loaders):
+                self._loaders.append(new)
         for new in schedulers:
             if ticks(new) is not None and all(new is not old for old, _ in self._schedulers):
                 self._schedulers.append((new, []))

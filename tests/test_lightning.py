@@ -13,7 +13,7 @@ job = partial(run_job, "lightning_jobs.py")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_epochs_shrink_and_validation_and_schedule_stay_alive(processes, tmp_path):
     ranks = job("plan", processes, FOLDER=str(tmp_path))
-    assert len(ranks[0]["found"]) == 4 if processes == 1 else 3
+    assert len(ranks[0]["found"]) == (4 if processes == 1 else 3)
     for name in ranks[0]["found"]:
         rows = [rank["found"][name] for rank in ranks]
         kept = rows[0]["kept"]

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from prunesampler.files import pack_state, unpack_state, write_atomically
 from prunesampler.integrations.common import HoldsPruning, require
+from prunesampler.plan import optimiser_steps
 from prunesampler.sampler import InfluencePrunedSampler
 
 require(("transformers",), "5.20", "transformers")  # older ones resume in another order
@@ -124,12 +125,11 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
 
     def steps_of(self, args: TrainingArguments) -> int:
         """Optimiser steps of the whole run with these arguments."""
-        split = args.accelerator_config.split_batches
         return self.pruning.planned_steps(
             epochs=math.ceil(args.num_train_epochs),
             batch_size=args.train_batch_size,
             drop_last=args.dataloader_drop_last,
-            num_processes=1 if split else args.world_size,
+            num_processes=self._processes(args),
             gradient_accumulation_steps=args.gradient_accumulation_steps,
         )
 
@@ -156,10 +156,19 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
     def _batches(self, args: TrainingArguments) -> int:
         """Batches of a pruned epoch on one process."""
         n = self.sampler.num_samples
-        split = args.accelerator_config.split_batches
-        batch = args.train_batch_size * (1 if split else args.world_size)
         kept = self.sampler.length(n - self.pruning.pruner.budget.size(n))
-        return int(kept // batch if args.dataloader_drop_last else -(-kept // batch))
+        return optimiser_steps(
+            [kept],
+            batch_size=args.train_batch_size,
+            drop_last=args.dataloader_drop_last,
+            num_processes=self._processes(args),
+            gradient_accumulation_steps=1,
+        )
+
+    @staticmethod
+    def _processes(args: TrainingArguments) -> int:
+        """That take a batch each; with ``split_batches`` they share one."""
+        return 1 if args.accelerator_config.split_batches else int(args.world_size)
 
 
 class PruningTrainerMixin:
@@ -196,8 +205,9 @@ class PruningTrainerMixin:
 
     def _get_train_sampler(self, train_dataset: Any = None) -> InfluencePrunedSampler:
         """Our sampler, instead of a random one."""
-        callback, data = self._pruning(), train_dataset or self.train_dataset  # type: ignore[attr-defined]
+        callback = self._pruning()
         sampler = callback.sampler
+        data = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[attr-defined]
         if len(data) != sampler.num_samples:
             raise ValueError(
                 f"train_dataset has {len(data)} samples, the sampler's dataset {sampler.num_samples}; "
