@@ -1,0 +1,75 @@
+"""Results of the accuracy benchmarks: one line of JSON per run, resumable run by run."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+Job = dict[str, Any]
+"""What a run is of: method, fraction, seed and what else a benchmark varies."""
+Row = dict[str, Any]
+
+
+def read(*paths: Path) -> list[Row]:
+    """All whole rows, job and measures side by side; a kill may have cut off the last one."""
+    return [{**line["job"], **line["result"]} for path in paths for line in _lines(path)]
+
+
+def _lines(path: Path) -> list[Row]:
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+class Results:
+    """A file of runs with the same settings.
+
+    Raises:
+        SystemExit: when the file holds runs of other settings.
+    """
+
+    def __init__(self, path: Path, settings: Row) -> None:
+        self.path, self._settings = path, json.loads(json.dumps(settings))
+        for line in _lines(path):
+            if line.get("settings") != self._settings:
+                raise SystemExit(
+                    f"{path} holds runs of other settings: {line.get('settings')}, not "
+                    f"{self._settings}; nothing was written. Choose another --output"
+                )
+
+    def run(self, jobs: Iterable[Job], work: Callable[[Job], Row], minutes: float | None) -> None:
+        """Do the jobs that are not in the file yet; begin none after so many minutes."""
+        done = [line["job"] for line in _lines(self.path)]
+        todo = [job for job in jobs if job not in done]
+        started = time.monotonic()
+        for job in track(todo, self.path.stem, console=Console(stderr=True)):
+            if minutes is not None and time.monotonic() - started > 60 * minutes:
+                break
+            self._append(job, work(job))
+
+    def _append(self, job: Job, result: Row) -> None:
+        """A line of its own, even after one that was cut off."""
+        line = json.dumps({"settings": self._settings, "job": job, "result": result})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write("\n" + line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def spread(values: list[float], form: str = ".1f") -> str:
+    """Mean and, of several values, the standard error."""
+    error = f" ± {stdev(values) / len(values) ** 0.5:{form}}" if len(values) > 1 else ""
+    return f"{mean(values):{form}}{error}" if values else ""
