@@ -82,16 +82,22 @@ class Probe:
 
     def select(self, fractions: list[float]) -> tuple[Selection, ...]:
         """One selection per fraction, from one pass over the samples."""
-        data = TensorDataset(self.features.x.double(), self.features.y)
+        return self.pruner().frontier(self.model(), fractions).selections
+
+    def model(self) -> nn.Sequential:
+        """The converged head."""
         model = nn.Sequential(nn.Linear(self.x.shape[1] - 1, len(self.full))).double()
         with torch.no_grad():
             model[0].weight.copy_(self.full[:, :-1])
             model[0].bias.copy_(self.full[:, -1])
-        pruner = InfluencePruner(
-            data, budget=Budget(fraction=fractions[0]), batch_size=2048,
-            curvature=ExactCurvature(damping=self.penalty),
+        return model
+
+    def pruner(self) -> InfluencePruner:
+        """For the features, with the penalty as damping."""
+        return InfluencePruner(
+            TensorDataset(self.features.x.double(), self.features.y), budget=Budget(fraction=0.4),
+            batch_size=2048, curvature=ExactCurvature(damping=self.penalty),
         )  # fmt: skip
-        return pruner.frontier(model, fractions).selections
 
 
 def with_ones(x: Tensor) -> Tensor:

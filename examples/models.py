@@ -99,3 +99,24 @@ def resnet9(channels: int, classes: int) -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(512, classes),
     )
+
+
+def convmixer(channels: int, classes: int, width: int = 64, depth: int = 2) -> nn.Sequential:
+    """Patches of 4 x 4 pixels, mixed in space and then over channels (Trockman and Kolter, 2022)."""
+    return nn.Sequential(
+        *(nn.Conv2d(channels, width, 4, 4), nn.GELU(), nn.BatchNorm2d(width)),
+        *(_mixer(width) for _ in range(depth)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, classes),
+    )
+
+
+def _mixer(width: int) -> nn.Sequential:
+    space = [nn.Conv2d(width, width, 3, 1, 1, groups=width), nn.GELU(), nn.BatchNorm2d(width)]
+    return nn.Sequential(
+        Residual(nn.Sequential(*space)),
+        nn.Conv2d(width, width, 1),
+        nn.GELU(),
+        nn.BatchNorm2d(width),
+    )

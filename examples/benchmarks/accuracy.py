@@ -56,7 +56,6 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     made = parser(__doc__, "accuracy.jsonl")
-    made.formatter_class = argparse.RawDescriptionHelpFormatter
     made.add_argument("--fractions", type=float, nargs="+", default=[0.4, 0.2, 0.3, 0.5, 0.7])
     made.add_argument(
         "--methods", nargs="+", choices=[*METHODS, *IDEAS], default=list(METHODS), metavar="METHOD"

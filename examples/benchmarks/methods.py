@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
-from prunesampler import Budget, ExactCurvature, InfluencePruner, costs
+from prunesampler import Budget, ExactCurvature, InfluencePruner, anneal, costs
 from prunesampler.influence import Metric, parameter_distance
 from prunesampler.rotation import older
 from prunesampler.scores import Scores
+from prunesampler.solvers import Solver
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from training import Method, Progress
@@ -23,15 +25,16 @@ Cost = Callable[[Scores], Tensor]
 
 
 def pruner(
-    progress: Progress, *, center: bool = True, cost: Cost | None = None,
-    metric: Metric = parameter_distance,
+    progress: Progress, *, center: bool = True, cost: Cost | None = None, solver: Solver = anneal,
+    metric: Metric = parameter_distance, validation: TensorDataset | None = None,
 ) -> InfluencePruner:  # fmt: skip
     """Ours, with the weight decay of the training as damping."""
     recipe = progress.recipe
     return InfluencePruner(
         progress.images.train, budget=Budget(fraction=recipe.fraction), progress=False,
         seed=recipe.seed, curvature=ExactCurvature(damping=recipe.weight_decay), batch_size=1000,
-        center=center, cost=cost, cost_weight=0.5, metric=metric,
+        center=center, cost=cost, cost_weight=0.5, solver=solver, metric=metric,
+        validation=validation,
     )  # fmt: skip
 
 
@@ -137,7 +140,9 @@ class Influence:
 
     center: bool = True
     cost: Cost | None = None
+    solver: Solver = anneal
     metric: Metric = parameter_distance
+    validation: TensorDataset | None = None
     refresh_every: int | None = None
     redraw_every: int | None = None
 
@@ -150,7 +155,8 @@ class Influence:
         since = progress.epoch - progress.recipe.warmup_epochs
         if self._pruner is None:
             self._pruner = pruner(
-                progress, center=self.center, cost=self.cost, metric=self.metric
+                progress, center=self.center, cost=self.cost, solver=self.solver,
+                metric=self.metric, validation=self.validation,
             )  # fmt: skip
             self._ages = torch.zeros(progress.size, dtype=torch.int64)
         anew = since == 0 or (self.refresh_every and since % self.refresh_every == 0)

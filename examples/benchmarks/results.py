@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
 Job = dict[str, Any]
 """What a run is of: method, fraction, seed and what else a benchmark varies."""
@@ -71,5 +73,17 @@ class Results:
 
 def spread(values: list[float], form: str = ".1f") -> str:
     """Mean and, of several values, the standard error."""
-    error = f" ± {stdev(values) / len(values) ** 0.5:{form}}" if len(values) > 1 else ""
+    plain = form.lstrip("+")
+    error = f" ± {stdev(values) / len(values) ** 0.5:{plain}}" if len(values) > 1 else ""
     return f"{mean(values):{form}}{error}" if values else ""
+
+
+def points(runs: list[Row], others: list[Row]) -> list[float]:
+    """Differences of the accuracy in percentage points, seed by seed."""
+    beside = {row["seed"]: row["accuracy"] for row in others}
+    return [100 * (r["accuracy"] - beside[r["seed"]]) for r in runs if r["seed"] in beside]
+
+
+def print_table(table: Table) -> None:
+    """To the terminal, or as wide as needed to a file."""
+    Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -8,18 +8,20 @@ from typing import Any
 
 import torch
 from data import Images, cifar10, digits, imagefolder
-from models import plain_cnn, resnet9, resnet18, small_resnet, tiny_resnet
+from models import convmixer, plain_cnn, resnet9, resnet18, small_resnet, tiny_resnet
 from training import Outcome, Recipe
 
 MODELS = {
-    "tiny": tiny_resnet, "plain": plain_cnn, "small": small_resnet, "resnet9": resnet9,
+    "tiny": tiny_resnet, "plain": plain_cnn, "mixer": convmixer, "small": small_resnet, "resnet9": resnet9,
     "resnet18": resnet18,
 }  # fmt: skip
 
 
 def parser(description: str | None, output: str) -> argparse.ArgumentParser:
-    """The options that all accuracy benchmarks have."""
-    made = argparse.ArgumentParser(description=description)
+    """The options that all accuracy benchmarks have; ``--minutes 0`` only shows what is there."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--dataset", choices=["digits", "cifar10", "imagefolder"], default="digits")
     made.add_argument("--data-dir", type=Path, default=Path("data"))
     made.add_argument("--train-size", type=int, help="train on that many images (default: all)")
@@ -31,23 +33,32 @@ def parser(description: str | None, output: str) -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     made.add_argument("--minutes", type=float, help="begin no run after so many")
     made.add_argument("--output", type=Path, default=Path("runs") / output)
+    made.add_argument("--plot", type=Path, help="draw a figure to this file")
     return made
 
 
 def settings(options: argparse.Namespace, *more: str) -> dict[str, Any]:
     """What must be the same in all runs of a file."""
     names = ("dataset", "train_size", "model", "epochs", "warmup_epochs", "batch_size", "lr", *more)
-    return {name: getattr(options, name) for name in names}
+    return {name: _plain(getattr(options, name)) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    return value.name if isinstance(value, Path) else value
 
 
 def load(options: argparse.Namespace) -> Images:
-    if options.dataset == "digits":
-        images = digits()
-    elif options.dataset == "cifar10":
-        images = cifar10(options.data_dir)
-    else:
-        images = imagefolder(options.data_dir, 32)
+    """The images, of which `--train-size` are trained on."""
+    images = load_all(options)
     return images if options.train_size is None else images.first(options.train_size)
+
+
+def load_all(options: argparse.Namespace) -> Images:
+    if options.dataset == "digits":
+        return digits()
+    if options.dataset == "cifar10":
+        return cifar10(options.data_dir)
+    return imagefolder(options.data_dir, 32)
 
 
 def recipe(options: argparse.Namespace, fraction: float, seed: int) -> Recipe:

@@ -1,0 +1,121 @@
+"""Do sets chosen with one architecture serve others? Chosen with one, saved as files, trained by all.
+
+    python examples/benchmarks/transfer.py
+    python examples/benchmarks/transfer.py --dataset imagefolder --data-dir CIFAR --train-size 10000 \\
+        --sets runs/sets --output runs/transfer.jsonl
+
+`--model` is trained on all data and chooses; then each of `--targets` is trained from nothing on the
+kept samples alone, all for as many steps. Fewer epochs on all data and a random set beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from prunesampler import Budget, ExactCurvature, InfluencePruner, Selection, anneal, cheapest, costs
+from prunesampler.solvers import Solver
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from data import Images
+from methods import Cost, Once, everything
+from results import Job, Results, Row, points, print_table, read, spread
+from setting import MODELS, device, load, measures, parser, recipe, settings
+from training import fresh, train
+
+CHOICES: dict[str, tuple[Solver, Cost | None]] = {
+    "influence": (anneal, None),
+    "EL2N": (cheapest, costs.el2n),
+}
+
+
+def select(images: Images, options: argparse.Namespace, seed: int) -> None:
+    """Train the choosing network on all data, and write a file for each choice."""
+    full = replace(recipe(options, 0.0, seed), warmup_epochs=0)
+    network = fresh(images, MODELS[options.model], seed)
+    steps = full.full_steps(len(images.train))
+    model = train(images, network, full, everything, steps, device()).model
+    for name, (solver, cost) in CHOICES.items():
+        pruner = InfluencePruner(
+            images.train, budget=Budget(fraction=options.fraction), solver=solver, cost=cost,
+            curvature=ExactCurvature(damping=full.weight_decay), progress=False, seed=seed,
+            batch_size=1000,
+        )  # fmt: skip
+        pruner.select(model).save(file_of(options, name, seed))
+
+
+def file_of(options: argparse.Namespace, name: str, seed: int) -> Path:
+    options.sets.mkdir(parents=True, exist_ok=True)
+    found: Path = options.sets / f"{options.model}-{name}-{seed}.safetensors"
+    return found
+
+
+def kept_samples(job: Job, images: Images, options: argparse.Namespace) -> torch.Tensor:
+    size, seed = len(images.train), job["seed"]
+    if job["set"] == "fewer epochs":
+        return torch.arange(size)
+    if job["set"] == "random":
+        keep = recipe(options, options.fraction, seed).keep(size)
+        return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:keep]
+    path = file_of(options, job["set"], seed)
+    if not path.exists():
+        select(images, options, seed)
+    return Selection.load(path).kept
+
+
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    for seed in options.seeds:
+        for target in options.targets:
+            for name in ("fewer epochs", "random", *CHOICES):
+                yield {"target": target, "set": name, "seed": seed}
+
+
+def table(rows: list[Row]) -> Table:
+    shown = Table("trained", "set", "seeds", "accuracy %", "to random")
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["target"], row["set"]].append(row)
+    for (target, name), runs in groups.items():
+        beside = "" if name == "random" else spread(points(runs, groups[target, "random"]), "+.1f")
+        shown.add_row(
+            target, name, str(len(runs)), spread([100 * r["accuracy"] for r in runs]), beside
+        )
+    return shown
+
+
+def main() -> None:
+    options = arguments()
+    results = Results(options.output, settings(options, "fraction"))
+    images = load(options)
+    chosen = replace(recipe(options, options.fraction, 0), warmup_epochs=0)
+    steps = chosen.pruned_steps(len(images.train))
+
+    def work(job: Job) -> Row:
+        kept = kept_samples(job, images, options)
+        network = fresh(images, MODELS[job["target"]], job["seed"])
+        mine = replace(chosen, seed=job["seed"])
+        return measures(train(images, network, mine, Once(lambda _: kept), steps, device()))
+
+    results.run(jobs(options), work, options.minutes)
+    print_table(table(read(options.output)))
+
+
+def arguments() -> argparse.Namespace:
+    made = parser(__doc__, "transfer.jsonl")
+    made.add_argument("--fraction", type=float, default=0.4)
+    made.add_argument("--sets", type=Path, default=Path("runs/sets"), help="folder of the sets")
+    made.add_argument(
+        "--targets", nargs="+", choices=list(MODELS), default=["tiny", "plain", "mixer"]
+    )
+    return made.parse_args()
+
+
+if __name__ == "__main__":
+    main()
