@@ -81,9 +81,17 @@ def digits() -> Images:
 
 def cifar10(directory: Path) -> Images:
     """CIFAR-10 through torchvision, downloaded into the directory if it is not there."""
-    parts = [
-        torchvision.datasets.CIFAR10(directory, train, download=True) for train in (True, False)
-    ]
+    try:
+        parts = [
+            torchvision.datasets.CIFAR10(directory, train, download=True) for train in (True, False)
+        ]
+    except (OSError, RuntimeError) as error:
+        raise SystemExit(
+            f"CIFAR-10 is not in {directory}, and downloading it failed: {error}. Unpack "
+            "cifar-10-python.tar.gz (https://www.cs.toronto.edu/~kriz/cifar.html) there, so that it "
+            f"holds {directory / 'cifar-10-batches-py'}; or train on images of your own with "
+            "--dataset imagefolder, or on --dataset digits, which needs no files"
+        ) from error
     train, test = (
         TensorDataset(
             torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets)
@@ -99,7 +107,7 @@ def imagefolder(directory: Path, size: int) -> Images:
         if not (directory / part).is_dir():
             raise SystemExit(
                 f"{directory / part} is not a folder: --data-dir must hold train/CLASS/*.jpg and "
-                "test/CLASS/*.jpg"
+                "test/CLASS/*.jpg; --dataset cifar10 downloads CIFAR-10 there instead"
             )
 
     def read(part: str) -> tuple[TensorDataset, list[str]]:

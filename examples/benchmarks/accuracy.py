@@ -8,7 +8,7 @@
 
 Every run is a line of JSON in --output; runs that are there are not run again, so that a killed
 benchmark goes on where it stopped. The first runs tell most: all methods at the first fraction with
-the first seed, then its other seeds, then the other fractions. `accuracy_tables.py` shows them.
+the first seed, then its other seeds, then the other fractions.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from accuracy_report import accuracies, times
 from ideas import IDEAS
 from methods import METHODS
-from results import Job, Results, Row
+from plots import accuracy_by_fraction
+from results import Job, Results, Row, print_table, read
 from setting import MODELS, device, load, measures, parser, recipe, settings
 from training import fresh, train
 
@@ -42,16 +45,21 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
 def main() -> None:
     options = arguments()
     results = Results(options.output, settings(options))
-    images = load(options)
+    images = cache(lambda: load(options))
 
     def work(job: Job) -> Row:
         chosen = recipe(options, job["fraction"], job["seed"])
-        network = fresh(images, MODELS[options.model], job["seed"])
+        network = fresh(images(), MODELS[options.model], job["seed"])
         method = {**METHODS, **IDEAS}[job["method"]]()
-        steps = chosen.pruned_steps(len(images.train))
-        return measures(train(images, network, chosen, method, steps, device()))
+        steps = chosen.pruned_steps(len(images().train))
+        return measures(train(images(), network, chosen, method, steps, device()))
 
     results.run(jobs(options), work, options.minutes)
+    rows = read(options.output)
+    print_table(accuracies(rows))
+    print_table(times(rows))
+    if options.plot:
+        accuracy_by_fraction(rows).savefig(options.plot, dpi=120)
 
 
 def arguments() -> argparse.Namespace:

@@ -18,6 +18,7 @@ from rich.table import Table
 Job = dict[str, Any]
 """What a run is of: method, fraction, seed and what else a benchmark varies."""
 Row = dict[str, Any]
+BEGINNING = '{"settings": '
 
 
 def read(*paths: Path) -> list[Row]:
@@ -28,8 +29,10 @@ def read(*paths: Path) -> list[Row]:
 def _lines(path: Path) -> list[Row]:
     found = []
     for line in path.read_text().splitlines() if path.exists() else ():
+        if not BEGINNING.startswith(line[: len(BEGINNING)]):
+            raise SystemExit(f"{path} is not a file of results; nothing was written")
         try:
-            found.append(json.loads(line))
+            found.append(json.loads(line or "{"))
         except json.JSONDecodeError:
             continue
     return found
@@ -39,7 +42,7 @@ class Results:
     """A file of runs with the same settings.
 
     Raises:
-        SystemExit: when the file holds runs of other settings.
+        SystemExit: when the file holds anything but runs of these settings.
     """
 
     def __init__(self, path: Path, settings: Row) -> None:

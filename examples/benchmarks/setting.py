@@ -34,12 +34,23 @@ def parser(description: str | None, output: str) -> argparse.ArgumentParser:
     made.add_argument("--minutes", type=float, help="begin no run after so many")
     made.add_argument("--output", type=Path, default=Path("runs") / output)
     made.add_argument("--plot", type=Path, help="draw a figure to this file")
+    made.set_defaults(benchmark=Path(output).stem)
     return made
 
 
 def settings(options: argparse.Namespace, *more: str) -> dict[str, Any]:
     """What must be the same in all runs of a file."""
-    names = ("dataset", "train_size", "model", "epochs", "warmup_epochs", "batch_size", "lr", *more)
+    names = (
+        "benchmark",
+        "dataset",
+        "train_size",
+        "model",
+        "epochs",
+        "warmup_epochs",
+        "batch_size",
+        "lr",
+        *more,
+    )
     return {name: _plain(getattr(options, name)) for name in names}
 
 

@@ -1,0 +1,324 @@
+"""The accuracy benchmarks: what each method chooses, and that results are whole and not mixed."""
+
+import json
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, run_python
+from PIL import Image
+from scipy.stats import spearmanr
+from torch import nn
+
+BENCHMARKS = ROOT / "examples" / "benchmarks"
+sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS.parent)]
+
+from accuracy_report import quickest, steady  # noqa: E402
+from corrupting import POOLS  # noqa: E402
+from data import digits as digit_images  # noqa: E402
+from ideas import FullEnd, inclusion, projected_gradients  # noqa: E402
+from methods import METHODS, everything  # noqa: E402
+from models import convmixer, plain_cnn, resnet9, tiny_resnet  # noqa: E402
+from pools import good_first  # noqa: E402
+from results import Results, read, spread  # noqa: E402
+from training import Progress, Recipe, fresh, train  # noqa: E402
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(epochs=5, warmup_epochs=2, fraction=0.4, batch_size=64)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return digit_images().first(300)
+
+
+@pytest.fixture
+def progress(images):
+    """After a warm-up of made-up losses."""
+    made = Progress(images, RECIPE, fresh(images, tiny_resnet, 0), steps=100)
+    made.epoch = 2
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(2):
+        losses = torch.rand(300, generator=generator)
+        made.remember(torch.arange(300), losses, losses < 0.5)
+    return made
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("all data", "fewer epochs")])
+def test_every_method_keeps_what_the_budget_says(name, progress):
+    kept, weights = METHODS[name]()(progress)
+    assert len(kept) == len(kept.unique())
+    if name == "InfoBatch":
+        assert weights.max() > weights.min() == 1
+    else:
+        assert weights is None
+        assert abs(len(kept) - 180) <= (5 if name == "moderate" else 0)  # rounded in every class
+
+
+def test_the_weights_of_infobatch_stand_for_all_samples(progress):
+    counts, totals = [], torch.zeros(300)
+    for progress.epoch in range(200):
+        kept, weights = METHODS["InfoBatch"]()(progress)
+        counts.append(len(kept))
+        totals[kept] += weights
+    assert sum(counts) / 200 == pytest.approx(180, abs=3)
+    assert torch.allclose(totals / 200, torch.ones(300), atol=0.6)
+    assert float(totals.mean()) / 200 == pytest.approx(1, abs=0.02)
+
+
+def test_scores_are_what_their_papers_say(progress):
+    """Against the same numbers from plain autograd."""
+    model, (x, y) = progress.model.eval(), progress.images.train.tensors
+    normalise, network = model
+    features = network[:-1](normalise(x)).detach()
+    head = network[-1]
+    errors, lengths = [], []
+    for feature, label in zip(features, y, strict=True):
+        outputs = head(feature).detach().requires_grad_()
+        loss = nn.functional.cross_entropy(outputs[None], label[None])
+        errors.append(torch.autograd.grad(loss, outputs)[0].norm())
+        loss = nn.functional.cross_entropy(head(feature)[None], label[None])
+        parts = torch.autograd.grad(loss, tuple(head.parameters()))
+        lengths.append(sum(part.square().sum() for part in parts).sqrt())
+    model.train()
+    for name, score in (("EL2N", torch.stack(errors)), ("GraNd", torch.stack(lengths))):
+        kept = METHODS[name]()(progress)[0]
+        dropped = torch.ones(300, dtype=torch.bool)
+        dropped[kept] = False
+        assert score[kept].min() >= score[dropped].max() - 1e-4
+
+
+def test_forgetting_counts_from_right_to_wrong(progress):
+    indices = torch.arange(4)
+    progress.forgotten.zero_()
+    progress.right.fill_(True)
+    for right in ([1, 0, 1, 1], [1, 1, 0, 1], [1, 0, 0, 1]):
+        progress.remember(indices, torch.ones(4), torch.tensor(right, dtype=torch.bool))
+    assert progress.forgotten[:4].tolist() == [0, 2, 1, 0]
+    assert {1, 2} <= set(METHODS["forgetting"]()(progress)[0].tolist())
+
+
+def test_all_methods_take_the_same_steps_and_equal_weights_change_nothing(images):
+    steps = RECIPE.pruned_steps(300)
+    assert steps == 2 * 5 + 3 * 3
+
+    def run(method):
+        return train(images, fresh(images, tiny_resnet, 0), RECIPE, method, steps, CPU)
+
+    first = run(everything)
+    same = run(lambda progress: (torch.arange(300), torch.ones(300)))
+    other = run(METHODS["random"]())
+    assert first.steps == same.steps == other.steps == steps
+    assert first.accuracy == same.accuracy
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.model.parameters(), same.model.parameters(), strict=True)
+    )
+    assert other.samples == 2 * 300 + 3 * 180
+    assert first.curve[-1][0] == first.samples
+
+
+def test_the_end_on_all_data_takes_the_last_steps(progress):
+    method = FullEnd(METHODS["random"](), epochs=2)
+    progress.steps_left = 11
+    assert len(method(progress)[0]) == 180
+    progress.steps_left = 10
+    assert len(method(progress)[0]) == 300
+
+
+def test_inclusion_probabilities_sum_to_the_kept_and_keep_their_bounds():
+    norms = torch.rand(500, generator=torch.Generator().manual_seed(0)) ** 4
+    chance = inclusion(norms, keep=200)
+    assert float(chance.sum()) == pytest.approx(200, abs=0.1)
+    assert float(chance.min()) >= 0.2 - 1e-6
+    assert float(chance.max()) <= 1
+    between = (chance > 0.2001) & (chance < 0.9999)
+    assert torch.allclose(
+        (chance / norms)[between], (chance / norms)[between][0].expand(int(between.sum()))
+    )
+
+
+def test_whole_network_gradients_are_projected(images):
+    small = Progress(images.first(7), RECIPE, fresh(images, tiny_resnet, 0), steps=1)
+    rows = projected_gradients(small, dimensions=6, batch=3)
+    model, (x, y) = small.model.eval(), small.images.train.tensors
+    generator = torch.Generator().manual_seed(RECIPE.seed)
+    expected = torch.zeros(7, 6)
+    projections = [torch.randn(p.numel(), 6, generator=generator) for p in model.parameters()]
+    for i in range(7):
+        loss = nn.functional.cross_entropy(model(x[i : i + 1]), y[i : i + 1])
+        for part, matrix in zip(
+            torch.autograd.grad(loss, tuple(model.parameters())), projections, strict=True
+        ):
+            expected[i] += part.flatten() @ matrix / 6**0.5
+    assert torch.allclose(rows, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("wrong labels", 0.2), ("near copies", 0.3), ("other classes", 0.5), ("corrupted", 0.5)],
+)
+def test_pools_are_bad_where_they_say(name, share, images, progress):
+    pool, again = (POOLS[name](images, 3) for _ in range(2))
+    (x, y), (old_x, old_y) = pool.images.train.tensors, images.train.tensors
+    assert torch.equal(x, again.images.train.tensors[0])
+    assert float(pool.bad.float().mean()) == pytest.approx(share, abs=0.05)
+    assert torch.equal(x[~pool.bad], old_x[~pool.bad])
+    assert torch.equal(y[~pool.bad], old_y[~pool.bad])
+    if name == "wrong labels":
+        assert (y[pool.bad] != old_y[pool.bad]).all()
+        assert torch.equal(x, old_x)
+    elif name == "other classes":
+        assert (y[pool.bad] >= 5).all()
+        assert (pool.images.test.tensors[1] < 5).all()
+    elif name == "near copies":
+        assert len(y[pool.bad]) == 90
+    else:
+        assert torch.equal(y, old_y)
+        assert (x[pool.bad] != old_x[pool.bad]).flatten(1).any(1).all()
+    assert len(pool.validation) == pytest.approx(len(pool.images.test) / 9, abs=1)
+    kept = good_first(progress, pool.bad)
+    assert len(kept) == 180
+    assert int(pool.bad[kept].sum()) == max(0, 180 - int((~pool.bad).sum()))
+
+
+def test_near_copies_resemble_an_image_that_stays(images):
+    pool = POOLS["near copies"](images, 0)
+    x, y = pool.images.train.tensors
+    good_x, good_y = x[~pool.bad].float(), y[~pool.bad]
+    for copy, label in zip(x[pool.bad][:20].float(), y[pool.bad][:20], strict=True):
+        shifted = [copy.roll((i, j), (1, 2)) for i in range(-2, 3) for j in range(-2, 3)]
+        distance = (torch.stack(shifted)[:, None] - good_x[None]).flatten(2).norm(dim=2)
+        nearest = int(distance.min(0).values.argmin())
+        assert float(distance.min()) < 60
+        assert good_y[nearest] == label
+
+
+@pytest.mark.parametrize("build", [tiny_resnet, plain_cnn, convmixer, resnet9])
+def test_networks_take_small_color_images(build):
+    outputs = build(3, 10)(torch.rand(2, 3, 32, 32))
+    assert outputs.shape == (2, 10)
+
+
+def test_results_survive_a_cut_and_refuse_other_settings(tmp_path):
+    path = tmp_path / "r.jsonl"
+    jobs = [{"seed": seed} for seed in range(3)]
+    done = []
+
+    def work(job):
+        done.append(job["seed"])
+        return {"accuracy": 0.5}
+
+    results = Results(path, {"lr": 0.1})
+    results.run(jobs[:2], work, None)
+    path.write_text(path.read_text()[:-20])  # the last line was being written
+    Results(path, {"lr": 0.1}).run(jobs, work, None)
+    assert done == [0, 1, 1, 2]
+    assert [row["seed"] for row in read(path)] == [0, 1, 2]
+    Results(path, {"lr": 0.1}).run([{"seed": 9}], work, minutes=0)
+    assert len(read(path)) == 3
+    before = path.read_bytes()
+    with pytest.raises(SystemExit, match=r"holds runs of other settings: .*0\.1.*--output"):
+        Results(path, {"lr": 0.2})
+    assert path.read_bytes() == before
+    (tmp_path / "notes.txt").write_text("my notes\n")
+    with pytest.raises(SystemExit, match="is not a file of results"):
+        Results(tmp_path / "notes.txt", {"lr": 0.1})
+
+
+def test_times_are_of_the_first_point_at_the_target():
+    curve = [(50, 9.0, 0.6), (80, 12.0, 0.8), (100, 15.0, 0.9)]
+    row = {"method": "m", "seed": 0, "samples": 100, "seconds": 15.0, "choosing_seconds": 5.0,
+           "curve": curve}  # fmt: skip
+    (found,) = steady([row])
+    assert found["curve"][1] == (80, pytest.approx(13.0), 0.8)
+    assert quickest([found], "m", 0, 0.7) == (pytest.approx(13.0), 80, 0)
+    assert quickest([found], "m", 0, 0.95) is None
+    assert spread([1.0, 2.0, 3.0]) == "2.0 ± 0.6"
+
+
+def run(name, folder, *options):
+    output = folder / f"{name}.jsonl"
+    printed = run_python(BENCHMARKS / f"{name}.py", "--output", output, *options)
+    return printed, [json.loads(line) for line in output.read_text().splitlines() if line]
+
+
+def check_picture(path):
+    with Image.open(path) as picture:
+        assert picture.size[0] > 500
+
+
+def test_accuracy_runs_and_goes_on(tmp_path):
+    options = [
+        "--epochs=6",
+        "--warmup-epochs=2",
+        "--train-size=400",
+        "--fractions",
+        "0.4",
+        "--plot",
+    ]
+    options += [tmp_path / "a.png", "--methods", "all data", "fewer epochs", "random", "influence"]
+    printed, rows = run("accuracy", tmp_path, *options, "--seeds", "0")
+    assert [row["job"]["method"] for row in rows] == options[-4:]
+    assert len({row["result"]["steps"] for row in rows[1:]}) == 1
+    assert rows[0]["result"]["steps"] > rows[1]["result"]["steps"]
+    assert rows[3]["result"]["choosing_seconds"] > 0
+    assert "40% pruned" in printed
+    again = run("accuracy", tmp_path, *options, "--seeds", "0", "1")[1]
+    assert again[:4] == rows
+    assert len(again) == 8
+    check_picture(tmp_path / "a.png")
+    with pytest.raises(AssertionError, match="holds runs of other settings"):
+        run("accuracy", tmp_path, *options, "--lr=0.2")
+
+
+def test_predictions_come_true_for_a_convex_head(tmp_path):
+    options = ["--epochs=3", "--fractions", "0.5", "--seeds", "0", "--plot", tmp_path / "c.png"]
+    options += ["--head-fractions", "0.1", "0.3", "0.5", "0.7"]
+    printed, rows = run("consistency", tmp_path, *options)
+    convex = [(row["job"]["set"], row["result"]) for row in rows if row["job"]["model"] == "convex"]
+    for name, row in convex:
+        if name in ("influence", "random"):
+            assert row["shift"] == pytest.approx(row["predicted_shift"], rel=0.25)
+    shifts = [(row["predicted_shift"], row["shift"]) for _, row in convex]
+    assert spearmanr(*zip(*shifts, strict=True))[0] > 0.9
+    assert "network trained from nothing" in printed
+    check_picture(tmp_path / "c.png")
+
+
+def test_sets_are_files_that_other_networks_train_on(tmp_path):
+    options = ["--epochs=2", "--train-size=300", "--seeds", "0", "--targets", "plain"]
+    options += ["--sets", tmp_path / "sets"]
+    rows = run("transfer", tmp_path, *options)[1]
+    assert [row["job"]["set"] for row in rows] == ["fewer epochs", "random", "influence", "EL2N"]
+    names = {path.name for path in (tmp_path / "sets").iterdir()}
+    assert names == {"tiny-influence-0.safetensors", "tiny-EL2N-0.safetensors"}
+    assert rows[2]["result"]["samples"] == 2 * 180
+    (tmp_path / "transfer.jsonl").unlink()
+    (tmp_path / "sets" / "tiny-EL2N-0.safetensors").write_bytes(b"another file")
+    with pytest.raises(AssertionError, match="EL2N-0"):
+        run("transfer", tmp_path, *options)
+
+
+def test_pools_and_fine_tuning_run(tmp_path):
+    options = ["--epochs=3", "--warmup-epochs=1", "--train-size=300", "--seeds", "0"]
+    chosen = ["--pools", "wrong labels", "--methods", "all data", "random", "without the bad"]
+    printed, rows = run("pools", tmp_path, *options, *chosen)
+    assert set(rows[0]["result"]["suspects"]) == {"warm-up", "end"}
+    assert rows[0]["result"]["kept_bad"] == pytest.approx(0.2)
+    assert rows[2]["result"]["kept_bad"] == 0
+    assert "self-influence" in printed
+    small = ["--fractions", "0.5", "--backbone-epochs=2", "--plot", tmp_path / "f.png"]
+    rows = run("finetuning", tmp_path, *options, *small)[1]
+    frozen = [r["result"]["accuracy"] for r in rows if r["job"]["layers"] == "frozen"]
+    assert len(frozen) == 4
+    assert min(frozen) > 0.5  # of five classes
+    check_picture(tmp_path / "f.png")
+
+
+def test_missing_images_say_what_to_do(tmp_path):
+    for dataset, text in (("imagefolder", r"must hold train/CLASS/\*.jpg.*downloads CIFAR-10"),
+                          ("cifar10", r"downloading it failed.*cifar-10-python.tar.gz")):  # fmt: skip
+        options = [f"--dataset={dataset}", "--data-dir", tmp_path / "none", "--seeds", "0"]
+        with pytest.raises(AssertionError, match=text):
+            run("accuracy", tmp_path, *options)
