@@ -282,7 +282,7 @@ def test_predictions_come_true_for_a_convex_head(tmp_path):
             assert row["shift"] == pytest.approx(row["predicted_shift"], rel=0.25)
     shifts = [(row["predicted_shift"], row["shift"]) for _, row in convex]
     assert spearmanr(*zip(*shifts, strict=True))[0] > 0.9
-    assert "network trained from nothing" in printed
+    assert "whole network" in printed
     check_picture(tmp_path / "c.png")
 
 

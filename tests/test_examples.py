@@ -208,22 +208,3 @@ def test_the_iteration_benchmark_runs():
     assert all(value > 0 for value in found.values())
     # The kept indices and a mask over all of them, and nothing else of size.
     assert found["restrict_mib"] <= found["kept_mib"] + 1.2 * 5000 / 2**20
-
-
-def test_runs_of_several_seeds_are_summarised(tmp_path):
-    files = []
-    for seed in (0, 1):
-        rows = {
-            m: {"test_accuracy": a + seed / 100, "seconds": s, "steps": 9}
-            for m, a, s in [("all", 0.9, 2.0), ("fewer", 0.8, 1.0), ("influence", 0.7 + seed, 1.0)]
-        }
-        files.append(tmp_path / f"{seed}.json")
-        settings = {"seed": str(seed), "lr": "0.1"}
-        files[-1].write_text(json.dumps({"settings": settings, "results": rows}))
-    output = run_python(EXAMPLES / "benchmarks" / "summarise.py", *files)
-    assert "90.5 ± 0.7" in output
-    assert "+10.0 ± 0.0" in output
-    assert "2.00x" in output
-    files[0].write_text(files[0].read_text().replace("0.1", "0.2"))
-    with pytest.raises(AssertionError, match="differ in more than seed"):
-        run_python(EXAMPLES / "benchmarks" / "summarise.py", *files)

@@ -1,8 +1,12 @@
+import importlib
 import re
 
+import pytest
 from conftest import ROOT
 
+BENCHMARKS = ROOT / "examples" / "benchmarks"
 README = (ROOT / "README.md").read_text()
+TABLES = (BENCHMARKS / "README.md").read_text()
 
 
 def lines_of(mark):
@@ -19,7 +23,7 @@ def test_the_diff_is_that_of_the_custom_loop():
 
 
 def test_no_placeholder_is_left():
-    for text in (README, (ROOT / "examples" / "benchmarks" / "README.md").read_text()):
+    for text in (README, TABLES):
         assert not re.search(r"^\s*[A-Z]+_[A-Z]+$", text, re.M)
 
 
@@ -37,3 +41,32 @@ def test_every_example_and_name_in_it_exists():
         assert (ROOT / path).exists(), path
     for name in re.findall(r"`(?:\w+=)?([A-Z][A-Za-z]+)\(", README):
         assert hasattr(prunesampler, name), name
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("accuracy", "accuracy_report"),
+        ("warmup", "accuracy_report"),
+        ("consistency", "consistency_report"),
+        ("transfer", "transfer"),
+        ("pools", "pools_report"),
+        ("finetuning", "finetuning"),
+    ],
+)
+def test_tables_are_those_of_the_committed_results(name, module, monkeypatch):
+    for folder in (BENCHMARKS, BENCHMARKS.parent):
+        monkeypatch.syspath_prepend(str(folder))
+    results, report = importlib.import_module("results"), importlib.import_module(module)
+    rows = results.read(BENCHMARKS / "measured" / f"{name}.jsonl")
+    assert len({row["seed"] for row in rows}) >= 3
+    for table in report.tables(rows):
+        assert results.markdown(table) in TABLES
+
+
+def test_the_accuracies_of_the_readme_are_rows_of_a_benchmark():
+    (table,) = re.findall(r"\| accuracy % \|.*?\n\n", README, re.S)
+    rows = table.strip().splitlines()
+    assert len(rows) > 5
+    for row in rows:
+        assert row in TABLES.splitlines()

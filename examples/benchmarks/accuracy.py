@@ -20,11 +20,11 @@ from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from accuracy_report import accuracies, times
+from accuracy_report import tables
 from ideas import IDEAS
 from methods import METHODS
 from plots import accuracy_by_fraction
-from results import Job, Results, Row, print_table, read
+from results import Job, Results, Row, read, show
 from setting import MODELS, device, load, measures, parser, recipe, settings
 from training import fresh, train
 
@@ -52,12 +52,11 @@ def main() -> None:
         network = fresh(images(), MODELS[options.model], job["seed"])
         method = {**METHODS, **IDEAS}[job["method"]]()
         steps = chosen.pruned_steps(len(images().train))
-        return measures(train(images(), network, chosen, method, steps, device()))
+        return measures(train(images(), network, chosen, method, steps, device(), watched=0.25))
 
     results.run(jobs(options), work, options.minutes)
     rows = read(options.output)
-    print_table(accuracies(rows))
-    print_table(times(rows))
+    show(*tables(rows))
     if options.plot:
         accuracy_by_fraction(rows).savefig(options.plot, dpi=120)
 

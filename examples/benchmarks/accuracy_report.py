@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from statistics import mean, median
 
+from ideas import IDEAS
+from methods import METHODS
 from results import Row, points, spread
 from rich.table import Table
 
@@ -34,15 +36,27 @@ def grouped(rows: list[Row]) -> dict[str, dict[float, list[Row]]]:
     return found
 
 
-def accuracies(rows: list[Row]) -> Table:
-    """Accuracy by method and fraction, and differences over all fractions and seeds."""
+def tables(rows: list[Row]) -> list[Table]:
+    """Accuracies of the methods and of the ideas, and times."""
+    found = [accuracies(rows, list(METHODS)), times([r for r in rows if r["method"] in METHODS])]
+    if any(row["method"] in IDEAS for row in rows):
+        found.insert(1, accuracies(rows, ["fewer epochs", "random", "random, redrawn", *IDEAS]))
+    return found
+
+
+def accuracies(rows: list[Row], methods: list[str]) -> Table:
+    """Accuracy by method and fraction, and paired differences over all fractions and seeds."""
     by = grouped(rows)
+    rows = [row for row in rows if row["method"] in methods]
     fractions = sorted({row["fraction"] for row in rows} - {0.0})
     shown = Table(
         "accuracy %", *(f"{fraction:.0%} pruned" for fraction in fractions), "to fewer epochs",
         "to random", "choosing s",
     )  # fmt: skip
-    for method, runs in by.items():
+    for method in methods:
+        runs = by[method]
+        if not runs:
+            continue
         if method == "all data":
             text = spread([100 * row["accuracy"] for row in runs[0.0]])
             shown.add_row(method, *[text for _ in fractions], "", "", "0.0")

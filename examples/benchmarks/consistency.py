@@ -30,12 +30,12 @@ from prunesampler import Budget, ExactCurvature, InfluencePruner, anneal, cheape
 from prunesampler.scores import Scores
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from consistency_report import figure, table
+from consistency_report import figure, tables
 from data import Images
 from features import Features
 from linear_probe import Probe, digit_features, with_ones
 from methods import Once, everything
-from results import Job, Results, Row, print_table, read
+from results import Job, Results, Row, read, show
 from setting import MODELS, device, load, parser, recipe, settings
 from training import fresh, train
 
@@ -174,7 +174,7 @@ def main() -> None:
     }
     results.run(jobs(options), lambda job: makers[job["model"]]()(job), options.minutes)
     rows = read(options.output)
-    print_table(table(rows))
+    show(*tables(rows))
     if options.plot:
         figure(rows).savefig(options.plot, dpi=120)
 

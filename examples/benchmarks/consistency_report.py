@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from results import Row
 from rich.table import Table
 from scipy.stats import spearmanr
 
-TITLES = {"convex": "convex head on frozen features", "deep": "network trained from nothing"}
-PAIRS = (("predicted_shift", "shift", "shift of the last layer"),
-         ("predicted_gap", "gap", "gap of the test loss"))  # fmt: skip
+TITLES = {"convex": "convex head", "deep": "whole network"}
+LINEAR = {"convex": 1e-4, "deep": 0.03}  # a loss gap below is drawn on a linear scale
+PAIRS = (("predicted_shift", "shift", "last layer's shift"),
+         ("predicted_gap", "gap", "test loss gap"))  # fmt: skip
 
 
 def pairs(rows: list[Row], model: str, predicted: str, measured: str) -> np.ndarray:
@@ -19,43 +21,53 @@ def pairs(rows: list[Row], model: str, predicted: str, measured: str) -> np.ndar
     return np.array([[row[predicted] for row in chosen], [row[measured] for row in chosen]])
 
 
-def table(rows: list[Row]) -> Table:
-    """Rank correlation, slope, and the noise of training again."""
-    shown = Table("model", "quantity", "sets", "rank correlation", "slope", "within a factor 2",
-                  "noise")  # fmt: skip
+def tables(rows: list[Row]) -> list[Table]:
+    """Rank correlation, slope of measured on predicted, and the noise of training again."""
+    shown = Table("model", "quantity", "sets", "pairs", "rank correlation", "slope",
+                  "within a factor 2", "another order")  # fmt: skip
+    unselective = [row for row in rows if row["set"] in ("influence", "random", "another order")]
     for model in TITLES:
         for predicted, measured, name in PAIRS:
-            x, y = pairs(rows, model, predicted, measured)
-            if len(x) < 3:
-                continue
             again = [abs(r[measured]) for r in rows if r["model"] == model and not r["fraction"]]
-            within = np.mean((y / x > 0.5) & (y / x < 2))
-            shown.add_row(
-                TITLES[model], name, str(len(x)), f"{spearmanr(x, y)[0]:.2f}",
-                f"{x @ y / (x @ x):.2f}", f"{within:.0%}",
-                f"{np.mean(again):.3g}" if again else "",
-            )  # fmt: skip
-    return shown
+            for sets, chosen in (("influence, random", unselective), ("all", rows)):
+                x, y = pairs(chosen, model, predicted, measured)
+                if len(x) < 3:
+                    continue
+                shown.add_row(
+                    TITLES[model], name, sets, str(len(x)), f"{spearmanr(x, y)[0]:.2f}",
+                    f"{x @ y / (x @ x):.2f}", f"{np.mean((y / x > 0.5) & (y / x < 2)):.0%}",
+                    f"{np.mean(again):.3g}" if again else "",
+                )  # fmt: skip
+    return [shown]
 
 
 def figure(rows: list[Row]) -> Figure:
     """Measured against predicted, one panel per model and quantity."""
-    drawn = Figure(figsize=(9, 8), layout="constrained")
+    drawn = Figure(figsize=(10, 9), layout="constrained")
     panels = drawn.subplots(2, 2)
     for line, model in zip(panels, TITLES, strict=True):
-        for panel, (predicted, measured, name) in zip(line, PAIRS, strict=True):
-            for kind in dict.fromkeys(row["set"] for row in rows if row["fraction"] > 0):
-                x, y = pairs([r for r in rows if r["set"] == kind], model, predicted, measured)
-                panel.plot(x, y, ".", label=kind)
-            x = pairs(rows, model, predicted, measured)[0]
-            if len(x):
-                panel.axline((0, 0), slope=1, color="gray", linewidth=0.8)
-                smallest = np.abs(x).min()
-                panel.set_xscale("symlog", linthresh=max(smallest, 1e-4))
-                panel.set_yscale("symlog", linthresh=max(smallest, 1e-4))
-            for row in rows:
-                if row["model"] == model and not row["fraction"]:
-                    panel.axhline(row[measured], color="gray", linestyle=":", linewidth=0.8)
-            panel.set(title=f"{TITLES[model]}: {name}", xlabel="predicted", ylabel="measured")
-    panels[0][0].legend()
+        for axes, (predicted, measured, name) in zip(line, PAIRS, strict=True):
+            panel(axes, [row for row in rows if row["model"] == model], predicted, measured)
+            if measured == "shift":
+                axes.set(xscale="log", yscale="log")
+            else:
+                axes.set_xscale("symlog", linthresh=LINEAR[model])
+                axes.set_yscale("symlog", linthresh=LINEAR[model])
+            axes.set(xlabel="predicted", ylabel="measured")
+            axes.set_title(f"{TITLES[model]}: {name}", fontsize=10)
+    panels[1][0].legend(fontsize=8)
     return drawn
+
+
+def panel(axes: Axes, rows: list[Row], predicted: str, measured: str) -> None:
+    """A dot per set, the diagonal, and dotted what training again in another order does."""
+    for kind in dict.fromkeys(row["set"] for row in rows if row["fraction"] > 0):
+        chosen = [row for row in rows if row["set"] == kind]
+        axes.plot([r[predicted] for r in chosen], [r[measured] for r in chosen], ".", label=kind)
+    values = [row[predicted] for row in rows if row["fraction"] > 0]
+    if values:
+        ends = np.array([min(values), max(values)])
+        axes.plot(ends, ends, color="gray", linewidth=0.8)
+    for number, row in enumerate(row for row in rows if not row["fraction"]):
+        label = "all data, another order" if not number else None
+        axes.axhline(row[measured], color="gray", linestyle=":", linewidth=0.8, label=label)

@@ -32,7 +32,7 @@ from features import Features
 from linear_probe import Probe, with_ones
 from methods import METHODS, everything
 from plots import accuracy_by_fraction
-from results import Job, Results, Row, points, print_table, read, spread
+from results import Job, Results, Row, points, read, show, spread
 from setting import MODELS, device, load_all, measures, parser, recipe, settings
 from training import fresh, train
 
@@ -112,6 +112,10 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
                     yield {"layers": layers, "method": method, "fraction": fraction, "seed": seed}
 
 
+def tables(rows: list[Row]) -> list[Table]:
+    return [table(rows, layers) for layers in ("frozen", "unfrozen")]
+
+
 def table(rows: list[Row], layers: str) -> Table:
     """Accuracy by method and fraction, and below each the difference to random."""
     chosen = [row for row in rows if row["layers"] == layers]
@@ -137,8 +141,7 @@ def main() -> None:
     adapting = cache(lambda: Adapting(options))
     results.run(jobs(options), lambda job: getattr(adapting(), job["layers"])(job), options.minutes)
     rows = read(options.output)
-    for layers in ("frozen", "unfrozen"):
-        print_table(table(rows, layers))
+    show(*tables(rows))
     if options.plot:
         accuracy_by_fraction(rows, "layers").savefig(options.plot, dpi=120)
 

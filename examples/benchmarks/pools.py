@@ -30,8 +30,8 @@ from prunesampler import cheapest, costs
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from corrupting import POOLS, Pool
 from methods import METHODS, Choice, Cost, Influence, Once, easiness, everything, pruner
-from pools_report import accuracies, suspicions
-from results import Job, Results, Row, print_table, read
+from pools_report import tables
+from results import Job, Results, Row, read, show
 from setting import MODELS, device, load, measures, parser, recipe, settings
 from training import Method, Progress, fresh, train
 
@@ -79,11 +79,12 @@ def known(name: str) -> Callable[[Pool], Method]:
 
 POOL_METHODS: dict[str, Callable[[Pool], Method]] = {
     "all data": Suspecting,
-    **{
-        name: known(name)
-        for name in ("fewer epochs", "random", "random, redrawn", "EL2N", "coverage", "InfoBatch",
-                     "influence", "influence, drop hard")
-    },
+    "fewer epochs": known("fewer epochs"),
+    "random": known("random"),
+    "EL2N": known("EL2N"),
+    "coverage": known("coverage"),
+    "influence": known("influence"),
+    "influence, drop hard": known("influence, drop hard"),
     "drop hardest": lambda pool: Influence(cost=easiness, solver=cheapest),
     "validation loss": lambda pool: Influence(
         cost=costs.validation_loss, solver=cheapest, validation=pool.validation
@@ -116,9 +117,7 @@ def main() -> None:
         return row
 
     results.run(jobs(options), work, options.minutes)
-    rows = read(options.output)
-    print_table(accuracies(rows))
-    print_table(suspicions(rows))
+    show(*tables(read(options.output)))
 
 
 def jobs(options: argparse.Namespace) -> Iterator[Job]:

@@ -8,6 +8,10 @@ from results import Row, points, spread
 from rich.table import Table
 
 
+def tables(rows: list[Row]) -> list[Table]:
+    return [accuracies(rows), suspicions(rows)]
+
+
 def accuracies(rows: list[Row]) -> Table:
     """What each method keeps and what comes out."""
     shown = Table("pool", "method", "seeds", "bad among kept", "accuracy %", "to fewer epochs",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import sys
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -87,6 +89,17 @@ def points(runs: list[Row], others: list[Row]) -> list[float]:
     return [100 * (r["accuracy"] - beside[r["seed"]]) for r in runs if r["seed"] in beside]
 
 
-def print_table(table: Table) -> None:
-    """To the terminal, or as wide as needed to a file."""
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+def show(*tables: Table) -> None:
+    """Print tables as Markdown, as the README has them."""
+    for table in tables:
+        print(markdown(table))
+
+
+def markdown(table: Table) -> str:
+    """A table's text, not wrapped."""
+    table.box = MARKDOWN
+    text = io.StringIO()
+    Console(file=text, width=400, color_system=None).print(table)
+    return "\n".join(
+        re.sub(" +", " ", line.strip()) for line in text.getvalue().splitlines() if line.strip()
+    )

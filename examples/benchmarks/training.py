@@ -88,7 +88,7 @@ class Method(Protocol):
 
 @dataclass
 class Outcome:
-    """What a run came to. The curve holds samples, seconds and accuracy after each late epoch."""
+    """What a run came to. The curve holds samples, seconds and accuracy after late epochs."""
 
     accuracy: float
     steps: int
@@ -114,9 +114,13 @@ def half_precision(device: torch.device) -> torch.autocast:
 
 def train(
     images: Images, network: nn.Module, recipe: Recipe, method: Method, steps: int,
-    device: torch.device,
+    device: torch.device, *, watched: float = 0.0,
 ) -> Outcome:  # fmt: skip
-    """Train for so many steps; accuracies on the test images are taken outside of the clock."""
+    """Train for so many steps; accuracies on the test images are taken outside of the clock.
+
+    Args:
+        watched: the share of the steps at the end in which every epoch's accuracy is taken.
+    """
     torch.manual_seed(recipe.seed)
     x, y = (t.to(device) for t in images.train.tensors)
     model = network.to(device, memory_format=torch.channels_last).train()
@@ -148,7 +152,7 @@ def train(
             samples += len(part)
         seconds += clock(device) - started
         progress.epoch += 1
-        if progress.steps_left <= steps / 4:
+        if progress.steps_left <= watched * steps:
             curve.append((samples, seconds, accuracy(model, images.test, device)))
     return Outcome(curve[-1][2], steps, samples, seconds, choosing, curve, chosen, model)
 

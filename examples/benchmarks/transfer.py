@@ -26,7 +26,7 @@ from prunesampler.solvers import Solver
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import Images
 from methods import Cost, Once, everything
-from results import Job, Results, Row, points, print_table, read, spread
+from results import Job, Results, Row, points, read, show, spread
 from setting import MODELS, device, load, measures, parser, recipe, settings
 from training import fresh, train
 
@@ -77,7 +77,7 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
                 yield {"target": target, "set": name, "seed": seed}
 
 
-def table(rows: list[Row]) -> Table:
+def tables(rows: list[Row]) -> list[Table]:
     shown = Table("trained", "set", "seeds", "accuracy %", "to random")
     groups = defaultdict(list)
     for row in rows:
@@ -87,7 +87,7 @@ def table(rows: list[Row]) -> Table:
         shown.add_row(
             target, name, str(len(runs)), spread([100 * r["accuracy"] for r in runs]), beside
         )
-    return shown
+    return [shown]
 
 
 def main() -> None:
@@ -104,7 +104,7 @@ def main() -> None:
         return measures(train(images, network, mine, Once(lambda _: kept), steps, device()))
 
     results.run(jobs(options), work, options.minutes)
-    print_table(table(read(options.output)))
+    show(*tables(read(options.output)))
 
 
 def arguments() -> argparse.Namespace:
