@@ -41,12 +41,12 @@ def small_resnet(channels: int, classes: int, features: int = 64, stride: int = 
     )
 
 
-def resnet18(channels: int, classes: int) -> nn.Module:
+def resnet18(channels: int, classes: int) -> nn.Sequential:
     """Torchvision's ResNet-18 with the stem for small images: 3 x 3, no stride, no pooling."""
-    model = torchvision.models.resnet18(num_classes=classes)
+    model = torchvision.models.resnet18()
     model.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
-    model.maxpool = nn.Identity()
-    return model
+    model.maxpool, model.fc = nn.Identity(), nn.Identity()
+    return nn.Sequential(model, nn.Linear(512, classes))
 
 
 def tiny_resnet(channels: int, classes: int) -> nn.Sequential:

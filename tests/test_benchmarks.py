@@ -2,6 +2,8 @@
 
 import json
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,14 +15,14 @@ from torch import nn
 BENCHMARKS = ROOT / "examples" / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS.parent)]
 
-from accuracy_report import quickest, steady  # noqa: E402
+from accuracy_report import costs, differences, seconds_to  # noqa: E402
 from corrupting import POOLS  # noqa: E402
 from data import digits as digit_images  # noqa: E402
 from ideas import FullEnd, inclusion, projected_gradients  # noqa: E402
-from methods import METHODS, everything  # noqa: E402
+from methods import METHODS, coverage, everything  # noqa: E402
 from models import convmixer, plain_cnn, resnet9, tiny_resnet  # noqa: E402
 from pools import good_first  # noqa: E402
-from results import Results, read, spread  # noqa: E402
+from results import Results, points, read, spread  # noqa: E402
 from training import Progress, Recipe, fresh, train  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -115,7 +117,51 @@ def test_all_methods_take_the_same_steps_and_equal_weights_change_nothing(images
         for a, b in zip(first.model.parameters(), same.model.parameters(), strict=True)
     )
     assert other.samples == 2 * 300 + 3 * 180
-    assert first.curve[-1][0] == first.samples
+
+
+def measured_as(monkeypatch, delta, inputs=None):
+    """Let methods see these measurements: errors (n, C) and features (n, d)."""
+    found = SimpleNamespace(gradients=SimpleNamespace(delta=delta, inputs=inputs))
+    monkeypatch.setattr("methods.measured", lambda progress: found)
+
+
+def test_coverage_takes_every_difficulty_alike(progress, monkeypatch):
+    # Difficulties 1 (200 samples), 2 (60) and 3 (40): 180 kept are 80, 60 and 40.
+    difficulty = torch.tensor([1.0, 2.0, 3.0]).repeat_interleave(torch.tensor([200, 60, 40]))
+    measured_as(monkeypatch, difficulty[:, None])
+    kept = coverage(progress, strata=3)
+    assert torch.bincount(difficulty[kept].long()).tolist() == [0, 80, 60, 40]
+    progress.recipe = replace(RECIPE, fraction=0.7)
+    progress.keep = 90
+    kept = coverage(progress, strata=3)  # without the hardest tenth: 200, 60 and 10
+    assert torch.bincount(difficulty[kept].long()).tolist() == [0, 40, 40, 10]
+
+
+def test_moderate_takes_the_middle_of_every_class(progress, monkeypatch):
+    labels = progress.images.train.tensors[1]
+    position = torch.zeros(300)
+    for label in range(10):
+        members = labels == label
+        position[members] = torch.arange(int(members.sum())).float()
+    # Two-sided around the mean, so that distances to it are 0, 1, 2 ...
+    measured_as(monkeypatch, None, (position * (-1) ** position)[:, None])
+    kept = METHODS["moderate"]()(progress)[0]
+    for label in range(10):
+        count = int((labels == label).sum())
+        mine = position[kept[labels[kept] == label]]
+        assert (mine - count / 2).abs().max() <= 0.3 * count + 2
+
+
+def test_what_is_redrawn_changes_and_what_is_not_does_not(progress):
+    for name, changes in (
+        ("random", False), ("random, redrawn", True), ("influence", False),
+        ("influence, redrawn", True), ("influence, refreshed", False),
+    ):  # fmt: skip
+        method = METHODS[name]()
+        progress.epoch = 2
+        first = method(progress)[0].sort().values
+        progress.epoch = 3
+        assert torch.equal(first, method(progress)[0].sort().values) != changes, name
 
 
 def test_the_end_on_all_data_takes_the_last_steps(progress):
@@ -226,15 +272,31 @@ def test_results_survive_a_cut_and_refuse_other_settings(tmp_path):
         Results(tmp_path / "notes.txt", {"lr": 0.1})
 
 
-def test_times_are_of_the_first_point_at_the_target():
-    curve = [(50, 9.0, 0.6), (80, 12.0, 0.8), (100, 15.0, 0.9)]
-    row = {"method": "m", "seed": 0, "samples": 100, "seconds": 15.0, "choosing_seconds": 5.0,
-           "curve": curve}  # fmt: skip
-    (found,) = steady([row])
-    assert found["curve"][1] == (80, pytest.approx(13.0), 0.8)
-    assert quickest([found], "m", 0, 0.7) == (pytest.approx(13.0), 80, 0)
-    assert quickest([found], "m", 0, 0.95) is None
+def row(method, fraction, seed, accuracy, seconds=10.0, choosing=0.0, samples=100):
+    return {"method": method, "fraction": fraction, "seed": seed, "accuracy": accuracy,
+            "seconds": seconds, "choosing_seconds": choosing, "samples": samples}  # fmt: skip
+
+
+def test_differences_are_between_runs_of_the_same_seed():
+    runs = [row("m", 0.4, 1, 0.6), row("m", 0.4, 0, 0.5), row("m", 0.4, 2, 0.9)]
+    others = [row("o", 0.4, 0, 0.4), row("o", 0.4, 1, 0.3)]
+    assert points(runs, others) == pytest.approx([30, 10])
+    more = {0.4: runs, 0.2: [row("m", 0.2, 0, 0.7), row("m", 0.2, 1, 0.7)]}
+    beside = {0.4: others, 0.2: [row("o", 0.2, 1, 0.6), row("o", 0.2, 0, 0.6)]}
+    assert sorted(differences(more, beside, [0.2, 0.4])) == pytest.approx([10, 20])
     assert spread([1.0, 2.0, 3.0]) == "2.0 ± 0.6"
+
+
+def test_times_are_read_off_the_line_between_the_fractions():
+    line = [(3.0, 0.5), (7.0, 0.7), (10.0, 0.8)]
+    assert seconds_to(0.4, line) == 3.0
+    assert seconds_to(0.6, line) == pytest.approx(5.0)
+    assert seconds_to(0.79, line) == pytest.approx(9.7)
+    assert seconds_to(0.81, line) == 10.0
+    rows = [row("all data", 0.0, 0, 0.8), row("m", 0.4, 0, 0.7, 7.0, 2.0, samples=50)]
+    whole, by = costs([*rows, row("o", 0.4, 0, 0.7, 30.0, samples=100)])
+    assert whole == pytest.approx(10.0)  # the third run had a slow hour
+    assert by["m"][0.4][0]["seconds"] == pytest.approx(7.0)
 
 
 def run(name, folder, *options):
@@ -292,12 +354,12 @@ def test_sets_are_files_that_other_networks_train_on(tmp_path):
     rows = run("transfer", tmp_path, *options)[1]
     assert [row["job"]["set"] for row in rows] == ["fewer epochs", "random", "influence", "EL2N"]
     names = {path.name for path in (tmp_path / "sets").iterdir()}
-    assert names == {"tiny-influence-0.safetensors", "tiny-EL2N-0.safetensors"}
+    assert names == {"tiny-influence-0.4-0.safetensors", "tiny-EL2N-0.4-0.safetensors"}
     assert rows[2]["result"]["samples"] == 2 * 180
-    (tmp_path / "transfer.jsonl").unlink()
-    (tmp_path / "sets" / "tiny-EL2N-0.safetensors").write_bytes(b"another file")
-    with pytest.raises(AssertionError, match="EL2N-0"):
-        run("transfer", tmp_path, *options)
+    with pytest.raises(AssertionError, match=r"keeps 180 of 300 samples, not 120 of 200.*--sets"):
+        run(
+            "transfer", tmp_path, *options, "--train-size=200", "--output", tmp_path / "other.jsonl"
+        )
 
 
 def test_pools_and_fine_tuning_run(tmp_path):
@@ -317,8 +379,11 @@ def test_pools_and_fine_tuning_run(tmp_path):
 
 
 def test_missing_images_say_what_to_do(tmp_path):
+    (tmp_path / "none").write_text("a file: nothing can be downloaded into it")
     for dataset, text in (("imagefolder", r"must hold train/CLASS/\*.jpg.*downloads CIFAR-10"),
                           ("cifar10", r"downloading it failed.*cifar-10-python.tar.gz")):  # fmt: skip
         options = [f"--dataset={dataset}", "--data-dir", tmp_path / "none", "--seeds", "0"]
         with pytest.raises(AssertionError, match=text):
             run("accuracy", tmp_path, *options)
+    with pytest.raises(AssertionError, match="warmup_epochs must be less than the 3 epochs, got 4"):
+        run("accuracy", tmp_path, "--epochs=3")

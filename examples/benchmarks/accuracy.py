@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from accuracy_report import tables
 from ideas import IDEAS
 from methods import METHODS
-from plots import accuracy_by_fraction
+from plots import accuracies_and_seconds
 from results import Job, Results, Row, read, show
 from setting import MODELS, device, load, measures, parser, recipe, settings
 from training import fresh, train
@@ -52,13 +52,13 @@ def main() -> None:
         network = fresh(images(), MODELS[options.model], job["seed"])
         method = {**METHODS, **IDEAS}[job["method"]]()
         steps = chosen.pruned_steps(len(images().train))
-        return measures(train(images(), network, chosen, method, steps, device(), watched=0.25))
+        return measures(train(images(), network, chosen, method, steps, device()))
 
     results.run(jobs(options), work, options.minutes)
     rows = read(options.output)
     show(*tables(rows))
     if options.plot:
-        accuracy_by_fraction(rows).savefig(options.plot, dpi=120)
+        accuracies_and_seconds(rows).savefig(options.plot, dpi=120)
 
 
 def arguments() -> argparse.Namespace:
@@ -67,6 +67,7 @@ def arguments() -> argparse.Namespace:
     made.add_argument(
         "--methods", nargs="+", choices=[*METHODS, *IDEAS], default=list(METHODS), metavar="METHOD"
     )
+    made.add_argument("--plot", type=Path, help="draw a figure to this file")
     return made.parse_args()
 
 

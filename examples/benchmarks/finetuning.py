@@ -22,8 +22,11 @@ from pathlib import Path
 
 import torch
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import TensorDataset
+
+from prunesampler.scores import Scores
+from prunesampler.selection import complement
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from consistency import pruned_set
@@ -34,7 +37,7 @@ from methods import METHODS, everything
 from plots import accuracy_by_fraction
 from results import Job, Results, Row, points, read, show, spread
 from setting import MODELS, device, load_all, measures, parser, recipe, settings
-from training import fresh, train
+from training import fresh, head_inputs, train
 
 FROZEN = {"random": "random", "EL2N": "keep hard", "influence": "influence"}
 UNFROZEN = ("fewer epochs", "random", "random, redrawn", "EL2N", "influence", "influence, redrawn")
@@ -46,6 +49,10 @@ class Adapting:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options, self._images = options, load_all(options)
         self._half = self._images.classes // 2
+        if self._half < 3:
+            raise SystemExit(
+                f"the images have {self._images.classes} classes: half of them must be 3 or more"
+            )
         self._backbone = cache(self._trained_backbone)
         self._probe = cache(self._fitted_probe)
 
@@ -62,7 +69,7 @@ class Adapting:
         size, images = self._options.train_size, self._part(old=False)
         return images if size is None else images.first(size)
 
-    def _trained_backbone(self, seed: int) -> nn.Module:
+    def _trained_backbone(self, seed: int) -> nn.Sequential:
         images = self._part(old=True)
         chosen = replace(recipe(self._options, 0.0, seed), epochs=self._options.backbone_epochs,
                          warmup_epochs=0, lr=0.1)  # fmt: skip
@@ -70,26 +77,21 @@ class Adapting:
         steps = chosen.full_steps(len(images.train))
         return train(images, network, chosen, everything, steps, device()).model
 
-    def _fitted_probe(self, seed: int) -> tuple[Probe, object]:
+    def _fitted_probe(self, seed: int) -> tuple[Probe, Scores]:
         images = self._new()
-        normalise, network = self._backbone(seed).eval()
-
-        def features(x: Tensor) -> Tensor:
-            with torch.inference_mode():
-                parts = [network[:-1](normalise(p.to(device()))).cpu() for p in x.split(500)]
-            return torch.cat(parts)
-
         (x, y), (test_x, test_y) = images.train.tensors, images.test.tensors
-        probe = Probe(Features(features(x), y, features(test_x), test_y), self._options.penalty)
-        return probe, probe.pruner().measure(probe.model())
+        x, test_x = (head_inputs(self._backbone(seed), part) for part in (x, test_x))
+        probe = Probe(Features(x, y, test_x, test_y), self._options.penalty)
+        scores = probe.pruner().measure(probe.model())
+        assert scores is not None
+        return probe, scores
 
     def frozen(self, job: Job) -> Row:
         probe, scores = self._probe(job["seed"])
         weights = probe.full
         if job["method"] != "all data":
-            kept = torch.ones(len(probe.features.y), dtype=torch.bool)
-            kept[pruned_set(FROZEN[job["method"]], scores, job["fraction"], job["seed"])] = False
-            weights = probe.train(kept.nonzero().flatten())
+            pruned = pruned_set(FROZEN[job["method"]], scores, job["fraction"], job["seed"])
+            weights = probe.train(complement(pruned, len(probe.features.y)))
         right = (with_ones(probe.features.test_x) @ weights.T).argmax(1) == probe.features.test_y
         return {"accuracy": float(right.double().mean()), "test_loss": probe.test_loss(weights)}
 
@@ -151,6 +153,7 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--backbone-epochs", type=int, default=8)
     made.add_argument("--penalty", type=float, default=0.001, help="lambda of the frozen head")
     made.add_argument("--fractions", type=float, nargs="+", default=[0.1, 0.3, 0.5, 0.7, 0.9])
+    made.add_argument("--plot", type=Path, help="draw a figure to this file")
     return made.parse_args()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from methods import Choice, Influence, everything, infobatch, measured, redrawn_random
+from methods import Choice, Influence, everything, infobatch, pruner, redrawn_random
 from torch import Tensor
 from training import Method, Progress
 
@@ -15,7 +15,10 @@ from prunesampler.influence import loss_distance
 
 
 class FullEnd:
-    """Another method, but so many last epochs on all data; the steps in all stay the same."""
+    """Another method, but all data once no more than so many full epochs' steps are left.
+
+    The steps in all stay the same.
+    """
 
     def __init__(self, method: Method, epochs: int = 2) -> None:
         self._method, self._epochs = method, epochs
@@ -38,7 +41,9 @@ class Tail:
 
     def __call__(self, progress: Progress) -> Choice:
         if not len(self._chance):
-            norms = costs.influence_norm(measured(progress)).float()
+            scores = pruner(progress).measure(progress.model)
+            assert scores is not None
+            norms = costs.influence_norm(scores).float()
             self._chance = inclusion(norms, progress.keep)
         drawn = torch.rand(progress.size, generator=progress.generator()) < self._chance
         kept = drawn.nonzero().flatten()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from prunesampler import Budget, ExactCurvature, InfluencePruner, anneal, costs
+from prunesampler import Budget, ExactCurvature, IdentityCurvature, InfluencePruner, anneal, costs
+from prunesampler.curvature import Curvature
 from prunesampler.influence import Metric, parameter_distance
 from prunesampler.rotation import older
 from prunesampler.scores import Scores
@@ -27,20 +29,22 @@ Cost = Callable[[Scores], Tensor]
 def pruner(
     progress: Progress, *, center: bool = True, cost: Cost | None = None, solver: Solver = anneal,
     metric: Metric = parameter_distance, validation: TensorDataset | None = None,
+    curvature: Curvature | None = None,
 ) -> InfluencePruner:  # fmt: skip
     """Ours, with the weight decay of the training as damping."""
     recipe = progress.recipe
+    curvature = curvature or ExactCurvature(damping=recipe.weight_decay)
     return InfluencePruner(
         progress.images.train, budget=Budget(fraction=recipe.fraction), progress=False,
-        seed=recipe.seed, curvature=ExactCurvature(damping=recipe.weight_decay), batch_size=1000,
+        seed=recipe.seed, curvature=curvature, batch_size=1000,
         center=center, cost=cost, cost_weight=0.5, solver=solver, metric=metric,
         validation=validation,
     )  # fmt: skip
 
 
 def measured(progress: Progress) -> Scores:
-    """One pass over the training set, without augmentation."""
-    scores = pruner(progress).measure(progress.model)
+    """One pass over the training set, without augmentation, for scores that need no curvature."""
+    scores = pruner(progress, curvature=IdentityCurvature()).measure(progress.model)
     assert scores is not None
     return scores
 
@@ -94,7 +98,10 @@ def forgetting(progress: Progress) -> Tensor:
 
 
 def moderate(progress: Progress) -> Tensor:
-    """Around the median distance to the mean feature of the class (Xia et al., ICLR 2023)."""
+    """Around the median distance to the mean feature of the class (Xia et al., ICLR 2023).
+
+    In equal shares of every class, and by the distance itself; their code takes ranks over all.
+    """
     features, labels = measured(progress).gradients.inputs, progress.images.train.tensors[1]
     kept = []
     for label in range(progress.images.classes):
@@ -105,11 +112,15 @@ def moderate(progress: Progress) -> Tensor:
     return torch.cat(kept)
 
 
-def coverage(progress: Progress, strata: int = 50, dropped: float = 0.1) -> Tensor:
-    """Coverage-centric (CCS: Zheng et al., ICLR 2023): without the hardest, every difficulty alike."""
-    score = costs.el2n(measured(progress))
-    share = 1 - min(dropped, progress.recipe.fraction)
-    order = score.argsort()[: round(share * progress.size)]
+def coverage(progress: Progress, strata: int = 50) -> Tensor:
+    """Coverage-centric (CCS: Zheng et al., ICLR 2023): every difficulty alike.
+
+    As there for CIFAR-10, the hardest tenth is left out where more than half is pruned, and the
+    hardest three tenths where nine tenths are.
+    """
+    score, fraction = costs.el2n(measured(progress)), progress.recipe.fraction
+    dropped = 0.0 if fraction <= 0.5 else 0.1 if fraction < 0.9 else 0.3
+    order = score.argsort()[: round((1 - dropped) * progress.size)]
     edges = torch.linspace(float(score[order[0]]), float(score[order[-1]]), strata + 1)[1:-1]
     stratum = torch.bucketize(score[order].float(), edges)
     groups = sorted((order[stratum == k] for k in range(strata)), key=len)
@@ -124,11 +135,19 @@ def coverage(progress: Progress, strata: int = 50, dropped: float = 0.1) -> Tens
 def infobatch(progress: Progress) -> Choice:
     """Skip samples of less than the mean loss by chance, weigh the rest up (Qin et al., ICLR 2024).
 
-    The chance is such that the budget is met on average. Full epochs at the end: see `ideas`.
+    The chance is such that the budget is met on average; where that takes more than three in four,
+    the easy are not those below the mean but below a higher quantile. Full epochs at the end, as in
+    the paper: see `ideas`.
     """
-    losses = progress.losses.cpu()
-    easy = losses < losses[losses.isfinite()].mean()
-    chance = min(0.95, progress.recipe.fraction * progress.size / max(1, int(easy.sum())))
+    losses, most = progress.losses.cpu(), 0.75
+    skip = progress.recipe.fraction * progress.size
+    count = max(
+        int((losses < losses[losses.isfinite()].mean()).sum()),
+        min(progress.size, math.ceil(skip / most)),
+    )
+    easy = torch.zeros(progress.size, dtype=torch.bool)
+    easy[losses.argsort()[:count]] = True
+    chance = skip / count
     skipped = easy & (torch.rand(progress.size, generator=progress.generator()) < chance)
     kept = (~skipped).nonzero().flatten()
     return kept, torch.where(easy[kept], 1 / (1 - chance), 1.0)

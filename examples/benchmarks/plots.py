@@ -2,54 +2,56 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from statistics import mean, stdev
 
+from accuracy_report import costs
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from results import Row
+from methods import METHODS
+from results import Row, Runs, grouped
 
-OURS = {"color": "tab:red", "linewidth": 2}
 
-
-def accuracy_by_fraction(rows: list[Row], panel: str | None = None) -> Figure:
+def accuracy_by_fraction(rows: list[Row], column: str) -> Figure:
     """Accuracy against the share pruned, a line per method, a panel per value of a column."""
-    names = list(dict.fromkeys(row[panel] for row in rows)) if panel else [None]
-    drawn = Figure(figsize=(5.5 * len(names) + 2.5, 4.8), layout="constrained")
+    names = list(dict.fromkeys(row[column] for row in rows))
+    drawn = Figure(figsize=(6 * len(names), 4.8), layout="constrained")
     for axes, name in zip(drawn.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        lines(axes, [row for row in rows if panel is None or row[panel] == name], "fraction")
-        axes.set(title=name or "", xlabel="share of the samples pruned", ylabel="accuracy, %")
-        axes.legend(fontsize=7, loc="lower left")
+        lines(axes, grouped([row for row in rows if row[column] == name]), "fraction")
+        axes.set(title=name, xlabel="share of the samples pruned", ylabel="accuracy, %")
+        axes.legend(fontsize=8, loc="lower left")
     return drawn
 
 
-def accuracy_by_seconds(rows: list[Row]) -> Figure:
-    """Accuracy against the time of the run, choosing included, a line per method."""
-    drawn = Figure(figsize=(8, 4.8), layout="constrained")
-    axes = drawn.subplots()
-    lines(axes, rows, "seconds")
-    axes.set(xlabel="seconds of the run, choosing included", ylabel="accuracy, %")
-    axes.legend(fontsize=7, loc="lower right")
+def accuracies_and_seconds(rows: list[Row]) -> Figure:
+    """Accuracy against the share pruned, and against the seconds that a run takes."""
+    drawn = Figure(figsize=(13, 5.5), layout="constrained")
+    left, right = drawn.subplots(1, 2)
+    runs = costs([row for row in rows if row["method"] in METHODS])[1]
+    lines(left, runs, "fraction")
+    left.set(xlabel="share of the samples pruned", ylabel="accuracy, %")
+    lines(right, runs, "seconds")
+    right.set(xlabel="seconds of the run, choosing included", ylabel="accuracy, %")
+    right.legend(fontsize=8, loc="lower right")
     return drawn
 
 
-def lines(axes, rows: list[Row], column: str) -> None:  # type: ignore[no-untyped-def]
-    """Means over the seeds with standard errors; all data is a horizontal line."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    for number, method in enumerate(methods):
-        runs = defaultdict(list)
-        for row in rows:
-            if row["method"] == method:
-                runs[row["fraction"]].append(row)
-        points = [runs[fraction] for fraction in sorted(runs)]
-        y = [100 * mean(row["accuracy"] for row in group) for group in points]
-        error = [100 * _error([row["accuracy"] for row in group]) for group in points]
-        style = OURS if method == "influence" else {"color": f"C{number % 10}", "linewidth": 1}
-        if method == "all data" and column == "fraction":
-            axes.axhline(y[0], color="black", linewidth=0.8, linestyle=":", label=method)
+def lines(axes: Axes, by: Runs, column: str) -> None:
+    """Means over the seeds with standard errors."""
+    full = [100 * row["accuracy"] for row in by["all data"][0.0]]
+    axes.axhline(mean(full), color="black", linewidth=0.8, linestyle=":", label="all data")
+    for number, (method, runs) in enumerate(by.items()):
+        if method == "all data":
             continue
-        x = [mean(row[column] for row in group) for group in points]
+        points = sorted(
+            (mean(row[column] for row in group), *mean_and_error(group)) for group in runs.values()
+        )
+        ours = method.startswith("influence")
+        style = {"color": f"C{number % 10}", "linewidth": 2 if ours else 1}
+        x, y, error = zip(*points, strict=True)
         axes.errorbar(x, y, error, label=method, marker="osv^D"[number % 5], markersize=4, **style)
 
 
-def _error(values: list[float]) -> float:
-    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+def mean_and_error(runs: list[Row]) -> tuple[float, float]:
+    """Of the accuracy, in percent; the error is the standard error."""
+    values = [100 * row["accuracy"] for row in runs]
+    return mean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,12 +21,15 @@ from rich.table import Table
 Job = dict[str, Any]
 """What a run is of: method, fraction, seed and what else a benchmark varies."""
 Row = dict[str, Any]
+Runs = dict[str, dict[float, list[Row]]]
+"""By method and fraction."""
 BEGINNING = '{"settings": '
 
 
 def read(*paths: Path) -> list[Row]:
-    """All whole rows, job and measures side by side; a kill may have cut off the last one."""
-    return [{**line["job"], **line["result"]} for path in paths for line in _lines(path)]
+    """All whole rows, job and measures side by side; of two for the same job the later."""
+    lines = {json.dumps(line["job"]): line for path in paths for line in _lines(path)}
+    return [{**line["job"], **line["result"]} for line in lines.values()]
 
 
 def _lines(path: Path) -> list[Row]:
@@ -34,14 +38,14 @@ def _lines(path: Path) -> list[Row]:
         if not BEGINNING.startswith(line[: len(BEGINNING)]):
             raise SystemExit(f"{path} is not a file of results; nothing was written")
         try:
-            found.append(json.loads(line or "{"))
+            found.append(json.loads(line))
         except json.JSONDecodeError:
-            continue
+            continue  # cut off by a kill, or empty
     return found
 
 
 class Results:
-    """A file of runs with the same settings.
+    """A file of runs with the same settings, for one process at a time.
 
     Raises:
         SystemExit: when the file holds anything but runs of these settings.
@@ -74,6 +78,13 @@ class Results:
             file.write("\n" + line + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def grouped(rows: list[Row]) -> Runs:
+    found: Runs = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        found[row["method"]][row["fraction"]].append(row)
+    return found
 
 
 def spread(values: list[float], form: str = ".1f") -> str:

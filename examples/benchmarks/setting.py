@@ -33,13 +33,12 @@ def parser(description: str | None, output: str) -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     made.add_argument("--minutes", type=float, help="begin no run after so many")
     made.add_argument("--output", type=Path, default=Path("runs") / output)
-    made.add_argument("--plot", type=Path, help="draw a figure to this file")
     made.set_defaults(benchmark=Path(output).stem)
     return made
 
 
 def settings(options: argparse.Namespace, *more: str) -> dict[str, Any]:
-    """What must be the same in all runs of a file."""
+    """What must be the same in all runs of a file; the images themselves are not compared."""
     names = (
         "benchmark",
         "dataset",
@@ -51,7 +50,9 @@ def settings(options: argparse.Namespace, *more: str) -> dict[str, Any]:
         "lr",
         *more,
     )
-    return {name: _plain(getattr(options, name)) for name in names}
+    cuda = torch.cuda.is_available()
+    made = {name: _plain(getattr(options, name)) for name in names}
+    return {**made, "device": torch.cuda.get_device_name() if cuda else "cpu"}
 
 
 def _plain(value: Any) -> Any:
@@ -87,6 +88,4 @@ def measures(outcome: Outcome) -> dict[str, Any]:
     return {
         "accuracy": outcome.accuracy, "steps": outcome.steps, "samples": outcome.samples,
         "seconds": outcome.seconds, "choosing_seconds": outcome.choosing_seconds,
-        "curve": outcome.curve,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }  # fmt: skip

@@ -37,7 +37,7 @@ CHOICES: dict[str, tuple[Solver, Cost | None]] = {
 
 
 def select(images: Images, options: argparse.Namespace, seed: int) -> None:
-    """Train the choosing network on all data, and write a file for each choice."""
+    """Train the choosing network on all data, and write the files that are not there."""
     full = replace(recipe(options, 0.0, seed), warmup_epochs=0)
     network = fresh(images, MODELS[options.model], seed)
     steps = full.full_steps(len(images.train))
@@ -48,26 +48,34 @@ def select(images: Images, options: argparse.Namespace, seed: int) -> None:
             curvature=ExactCurvature(damping=full.weight_decay), progress=False, seed=seed,
             batch_size=1000,
         )  # fmt: skip
-        pruner.select(model).save(file_of(options, name, seed))
+        path = file_of(options, name, seed)
+        if not path.exists():
+            pruner.select(model).save(path)
 
 
 def file_of(options: argparse.Namespace, name: str, seed: int) -> Path:
     options.sets.mkdir(parents=True, exist_ok=True)
-    found: Path = options.sets / f"{options.model}-{name}-{seed}.safetensors"
+    found: Path = options.sets / f"{options.model}-{name}-{options.fraction}-{seed}.safetensors"
     return found
 
 
 def kept_samples(job: Job, images: Images, options: argparse.Namespace) -> torch.Tensor:
     size, seed = len(images.train), job["seed"]
+    keep = recipe(options, options.fraction, seed).keep(size)
     if job["set"] == "fewer epochs":
         return torch.arange(size)
     if job["set"] == "random":
-        keep = recipe(options, options.fraction, seed).keep(size)
         return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:keep]
     path = file_of(options, job["set"], seed)
     if not path.exists():
         select(images, options, seed)
-    return Selection.load(path).kept
+    selection = Selection.load(path)
+    if selection.num_samples != size or len(selection.kept) != keep:
+        raise SystemExit(
+            f"{path} keeps {len(selection.kept)} of {selection.num_samples} samples, not {keep} of "
+            f"{size}: it is of another run; choose another --sets"
+        )
+    return selection.kept
 
 
 def jobs(options: argparse.Namespace) -> Iterator[Job]:
