@@ -102,7 +102,7 @@ def test_forgetting_counts_from_right_to_wrong(progress):
 
 def test_all_methods_take_the_same_steps_and_equal_weights_change_nothing(images):
     steps = RECIPE.pruned_steps(300)
-    assert steps == 2 * 5 + 3 * 3
+    assert steps == 2 * 4 + 3 * 2
 
     def run(method):
         return train(images, fresh(images, tiny_resnet, 0), RECIPE, method, steps, CPU)
@@ -116,7 +116,8 @@ def test_all_methods_take_the_same_steps_and_equal_weights_change_nothing(images
         torch.equal(a, b)
         for a, b in zip(first.model.parameters(), same.model.parameters(), strict=True)
     )
-    assert other.samples == 2 * 300 + 3 * 180
+    assert first.samples == other.samples == steps * 64
+    assert Recipe(3, 1, 0.9, 64).pruned_steps(300) == 4 + 2 * 1  # 30 samples make a batch
 
 
 def measured_as(monkeypatch, delta, inputs=None):
@@ -166,9 +167,9 @@ def test_what_is_redrawn_changes_and_what_is_not_does_not(progress):
 
 def test_the_end_on_all_data_takes_the_last_steps(progress):
     method = FullEnd(METHODS["random"](), epochs=2)
-    progress.steps_left = 11
+    progress.steps_left = 9
     assert len(method(progress)[0]) == 180
-    progress.steps_left = 10
+    progress.steps_left = 8
     assert len(method(progress)[0]) == 300
 
 
@@ -355,7 +356,7 @@ def test_sets_are_files_that_other_networks_train_on(tmp_path):
     assert [row["job"]["set"] for row in rows] == ["fewer epochs", "random", "influence", "EL2N"]
     names = {path.name for path in (tmp_path / "sets").iterdir()}
     assert names == {"tiny-influence-0.4-0.safetensors", "tiny-EL2N-0.4-0.safetensors"}
-    assert rows[2]["result"]["samples"] == 2 * 180
+    assert rows[2]["result"]["samples"] == 2 * 128
     with pytest.raises(AssertionError, match=r"keeps 180 of 300 samples, not 120 of 200.*--sets"):
         run(
             "transfer", tmp_path, *options, "--train-size=200", "--output", tmp_path / "other.jsonl"

@@ -24,7 +24,7 @@ class FullEnd:
         self._method, self._epochs = method, epochs
 
     def __call__(self, progress: Progress) -> Choice:
-        full = self._epochs * -(-progress.size // progress.recipe.batch_size)
+        full = self._epochs * progress.recipe.steps(progress.size)
         return (everything if progress.steps_left <= full else self._method)(progress)
 
 

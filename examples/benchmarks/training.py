@@ -49,15 +49,16 @@ class Recipe:
 
     def full_steps(self, size: int) -> int:
         """Optimiser steps of the run on all of so many samples."""
-        return self.epochs * self._steps(size)
+        return self.epochs * self.steps(size)
 
     def pruned_steps(self, size: int) -> int:
         """Optimiser steps of a run that is pruned after the warm-up."""
         rest = self.epochs - self.warmup_epochs
-        return self.warmup_epochs * self._steps(size) + rest * self._steps(self.keep(size))
+        return self.warmup_epochs * self.steps(size) + rest * self.steps(self.keep(size))
 
-    def _steps(self, samples: int) -> int:
-        return -(-samples // self.batch_size)
+    def steps(self, samples: int) -> int:
+        """Of an epoch: whole batches only, unless there is none."""
+        return max(1, samples // self.batch_size)
 
 
 class Progress:
@@ -144,8 +145,9 @@ def train(
             chosen, weights = method(progress)
         choosing += clock(device) - started
         order = torch.randperm(len(chosen), generator=progress.generator())
-        parts = [part for part in order.split(recipe.batch_size) if len(part) > 1]  # BatchNorm
-        for part in parts[: progress.steps_left]:
+        # A last batch of a few samples upsets BatchNorm: it cost two points where 8 were left.
+        left = min(progress.steps_left, recipe.steps(len(chosen)))
+        for part in order.split(recipe.batch_size)[:left]:
             picked = chosen[part].to(device)
             counts = None if weights is None else weights[part].to(device)
             losses, right = _losses(model, images.augment(x[picked]), y[picked])
