@@ -45,9 +45,10 @@ def tables(rows: list[Row]) -> list[Table]:
 
 def figure(rows: list[Row]) -> Figure:
     """Measured against predicted, one panel per model and quantity."""
-    drawn = Figure(figsize=(10, 9), layout="constrained")
-    panels = drawn.subplots(2, 2)
-    for line, model in zip(panels, TITLES, strict=True):
+    models = [model for model in TITLES if any(row["model"] == model for row in rows)]
+    drawn = Figure(figsize=(10, 4.5 * len(models)), layout="constrained")
+    panels = drawn.subplots(len(models), 2, squeeze=False)
+    for line, model in zip(panels, models, strict=True):
         for axes, (predicted, measured, name) in zip(line, PAIRS, strict=True):
             panel(axes, [row for row in rows if row["model"] == model], predicted, measured)
             if measured == "shift":
@@ -57,7 +58,7 @@ def figure(rows: list[Row]) -> Figure:
                 axes.set_yscale("symlog", linthresh=LINEAR[model])
             axes.set(xlabel="predicted", ylabel="measured")
             axes.set_title(f"{TITLES[model]}: {name}", fontsize=10)
-    panels[1][0].legend(fontsize=8)
+    panels[-1][0].legend(fontsize=8)
     return drawn
 
 

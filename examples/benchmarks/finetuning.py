@@ -115,7 +115,8 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
 
 
 def tables(rows: list[Row]) -> list[Table]:
-    return [table(rows, layers) for layers in ("frozen", "unfrozen")]
+    """One for the frozen backbone, one for the other."""
+    return [table(rows, layers) for layers in dict.fromkeys(row["layers"] for row in rows)]
 
 
 def table(rows: list[Row], layers: str) -> Table:

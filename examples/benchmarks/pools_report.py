@@ -9,6 +9,7 @@ from rich.table import Table
 
 
 def tables(rows: list[Row]) -> list[Table]:
+    """Accuracies and suspects."""
     return [accuracies(rows), suspicions(rows)]
 
 
