@@ -196,7 +196,7 @@ def test_the_solvers_benchmark_runs(tmp_path):
 
 
 def test_the_overhead_benchmark_runs():
-    options = ["--images=8", "--samples=600", "--repeats=1", "--json"]
+    options = ["--images=20", "--samples=600", "--repeats=1", "--json"]
     found = json.loads(run_python(EXAMPLES / "benchmarks" / "overhead.py", *options))
     assert all(value >= 0 for value in found.values())
 

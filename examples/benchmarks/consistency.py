@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -115,14 +114,14 @@ class Deep:
         model = self._train(None, seed, order=seed)
         pruner = InfluencePruner(
             self._images.train, budget=Budget(fraction=0.4), progress=False, batch_size=1000,
-            curvature=ExactCurvature(damping=recipe(self._options, 0.0, seed).weight_decay),
+            curvature=ExactCurvature(damping=recipe(self._options, 0.0, seed, warm=False).weight_decay),
         )  # fmt: skip
         scores = pruner.measure(model)
         assert scores is not None
         return scores, head_of(model, self._images)
 
     def _train(self, kept: Tensor | None, seed: int, order: int) -> nn.Sequential:
-        chosen = replace(recipe(self._options, 0.0, order), warmup_epochs=0)
+        chosen = recipe(self._options, 0.0, order, warm=False)
         steps = chosen.pruned_steps(len(self._images.train))
         network = fresh(self._images, MODELS[self._options.model], seed)
         method = everything if kept is None else Once(lambda _: kept)

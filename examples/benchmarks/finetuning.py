@@ -71,8 +71,8 @@ class Adapting:
 
     def _trained_backbone(self, seed: int) -> nn.Sequential:
         images = self._part(old=True)
-        chosen = replace(recipe(self._options, 0.0, seed), epochs=self._options.backbone_epochs,
-                         warmup_epochs=0, lr=0.1)  # fmt: skip
+        plain = recipe(self._options, 0.0, seed, warm=False)
+        chosen = replace(plain, epochs=self._options.backbone_epochs, lr=0.1)
         network = fresh(images, MODELS[self._options.model], seed)
         steps = chosen.full_steps(len(images.train))
         return train(images, network, chosen, everything, steps, device()).model

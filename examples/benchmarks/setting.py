@@ -73,10 +73,10 @@ def load_all(options: argparse.Namespace) -> Images:
     return imagefolder(options.data_dir, 32)
 
 
-def recipe(options: argparse.Namespace, fraction: float, seed: int) -> Recipe:
-    return Recipe(
-        options.epochs, options.warmup_epochs, fraction, options.batch_size, options.lr, seed=seed
-    )
+def recipe(options: argparse.Namespace, fraction: float, seed: int, *, warm: bool = True) -> Recipe:
+    """The recipe of the options; without warm-up where the set is known beforehand."""
+    warmup = options.warmup_epochs if warm else 0
+    return Recipe(options.epochs, warmup, fraction, options.batch_size, options.lr, seed=seed)
 
 
 def device() -> torch.device:

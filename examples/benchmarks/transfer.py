@@ -38,7 +38,7 @@ CHOICES: dict[str, tuple[Solver, Cost | None]] = {
 
 def select(images: Images, options: argparse.Namespace, seed: int) -> None:
     """Train the choosing network on all data, and write the files that are not there."""
-    full = replace(recipe(options, 0.0, seed), warmup_epochs=0)
+    full = recipe(options, 0.0, seed, warm=False)
     network = fresh(images, MODELS[options.model], seed)
     steps = full.full_steps(len(images.train))
     model = train(images, network, full, everything, steps, device()).model
@@ -61,7 +61,7 @@ def file_of(options: argparse.Namespace, name: str, seed: int) -> Path:
 
 def kept_samples(job: Job, images: Images, options: argparse.Namespace) -> torch.Tensor:
     size, seed = len(images.train), job["seed"]
-    keep = recipe(options, options.fraction, seed).keep(size)
+    keep = recipe(options, options.fraction, seed, warm=False).keep(size)
     if job["set"] == "fewer epochs":
         return torch.arange(size)
     if job["set"] == "random":
@@ -102,7 +102,7 @@ def main() -> None:
     options = arguments()
     results = Results(options.output, settings(options, "fraction"))
     images = load(options)
-    chosen = replace(recipe(options, options.fraction, 0), warmup_epochs=0)
+    chosen = recipe(options, options.fraction, 0, warm=False)
     steps = chosen.pruned_steps(len(images.train))
 
     def work(job: Job) -> Row:
