@@ -57,7 +57,7 @@ def main() -> None:
     results.run(jobs(options), work, options.minutes)
     rows = read(options.output)
     show(*tables(rows))
-    if options.plot:
+    if options.plot and rows:
         accuracies_and_seconds(rows).savefig(options.plot, dpi=120)
 
 

@@ -18,8 +18,10 @@ POINTS = (0.5, 1.0, 1.3)
 def tables(rows: list[Row]) -> list[Table]:
     """Accuracies of the methods and of the ideas, and times."""
     found = [accuracies(rows, list(METHODS))]
-    if any(row["method"] in IDEAS for row in rows):
-        found.append(accuracies(rows, ["fewer epochs", "random", "random, redrawn", *IDEAS]))
+    tried = {row["fraction"] for row in rows if row["method"] in IDEAS}
+    if tried:
+        beside = [row for row in rows if row["fraction"] in tried]
+        found.append(accuracies(beside, ["fewer epochs", "random", "random, redrawn", *IDEAS]))
     if any(row["method"] == "all data" for row in rows):
         found.append(times([row for row in rows if row["method"] in METHODS]))
     return found
@@ -29,19 +31,17 @@ def accuracies(rows: list[Row], methods: list[str]) -> Table:
     """Accuracy by method and fraction, and paired differences over all fractions."""
     by = grouped(rows)
     fractions = sorted({r["fraction"] for r in rows if r["method"] in {*methods} - {"all data"}})
-    if methods[0] == "fewer epochs":  # beside the ideas, only what they were tried at
-        fractions = sorted({row["fraction"] for row in rows if row["method"] in IDEAS})
     shown = Table(
         "accuracy %", *(f"{fraction:.0%} pruned" for fraction in fractions), "to fewer epochs",
         "to random", "choosing s",
     )  # fmt: skip
     for method in methods:
         runs = by[method]
-        if not runs:
-            continue
-        if method == "all data":
+        every = [row for fraction in fractions for row in runs[fraction]]
+        if method == "all data" and runs:
             text = spread([100 * row["accuracy"] for row in runs[0.0]])
             shown.add_row(method, *[text for _ in fractions], "", "", "0.0")
+        if not every:
             continue
         beside = (
             "" if method == other else spread(differences(runs, by[other], fractions), "+.2f")
@@ -49,7 +49,7 @@ def accuracies(rows: list[Row], methods: list[str]) -> Table:
         )
         shown.add_row(
             method, *(spread([100 * row["accuracy"] for row in runs[f]]) for f in fractions),
-            *beside, f"{mean(row['choosing_seconds'] for f in fractions for row in runs[f]):.1f}",
+            *beside, f"{mean(row['choosing_seconds'] for row in every):.1f}",
         )  # fmt: skip
     return shown
 
@@ -68,16 +68,15 @@ def differences(
     return [mean(values) for values in by_seed.values()]
 
 
-def costs(rows: list[Row]) -> tuple[float, Runs]:
-    """Seconds of the run on all data, and the runs with seconds that the machine's mood spares.
+def costs(rows: list[Row]) -> Runs:
+    """The runs with seconds that the machine's mood spares.
 
     A training sample costs every method the same, the median over all runs; what choosing took is
     added as it was measured.
     """
     sample = median((row["seconds"] - row["choosing_seconds"]) / row["samples"] for row in rows)
     found = [{**row, "seconds": row["samples"] * sample + row["choosing_seconds"]} for row in rows]
-    by = grouped(found)
-    return mean(row["seconds"] for row in by["all data"][0.0]), by
+    return grouped(found)
 
 
 def frontier(runs: dict[float, list[Row]], full: list[Row]) -> list[tuple[float, float]]:
@@ -101,9 +100,9 @@ def seconds_to(target: float, line: list[tuple[float, float]]) -> float:
 
 def times(rows: list[Row]) -> Table:
     """What it takes each method to come so near to all data, as a share of what that takes."""
-    whole, by = costs(rows)
+    by = costs(rows)
     full = by["all data"][0.0]
-    best = mean(row["accuracy"] for row in full)
+    best, whole = (mean(row[column] for row in full) for column in ("accuracy", "seconds"))
     shown = Table("seconds to", *(f"all data - {below} points" for below in POINTS))
     for method, runs in by.items():
         if method != "all data":

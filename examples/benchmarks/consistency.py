@@ -169,7 +169,7 @@ def main() -> None:
     results.run(jobs(options), lambda job: makers[job["model"]]()(job), options.minutes)
     rows = read(options.output)
     show(*tables(rows))
-    if options.plot:
+    if options.plot and rows:
         figure(rows).savefig(options.plot, dpi=120)
 
 

@@ -25,13 +25,11 @@ def tables(rows: list[Row]) -> list[Table]:
     """Rank correlation, slope of measured on predicted, and the noise of training again."""
     shown = Table("model", "quantity", "sets", "pairs", "rank correlation", "slope",
                   "within a factor 2", "another order")  # fmt: skip
-    by_chance_or_ours = [
-        row for row in rows if row["set"] in ("influence", "random", "another order")
-    ]
+    balanced = [row for row in rows if row["set"] in ("influence", "random")]
     for model in TITLES:
         for predicted, measured, name in PAIRS:
             again = [abs(r[measured]) for r in rows if r["model"] == model and not r["fraction"]]
-            for sets, chosen in (("influence, random", by_chance_or_ours), ("all", rows)):
+            for sets, chosen in (("influence, random", balanced), ("all", rows)):
                 x, y = pairs(chosen, model, predicted, measured)
                 if len(x) < 3:
                     continue

@@ -145,7 +145,7 @@ def main() -> None:
     results.run(jobs(options), lambda job: getattr(adapting(), job["layers"])(job), options.minutes)
     rows = read(options.output)
     show(*tables(rows))
-    if options.plot:
+    if options.plot and rows:
         accuracy_by_fraction(rows, "layers").savefig(options.plot, dpi=120)
 
 

@@ -12,6 +12,7 @@ from training import Method, Progress
 from prunesampler import Budget, anneal, costs
 from prunesampler.influence import Influence as Influences
 from prunesampler.influence import loss_distance
+from prunesampler.selection import complement
 
 
 class FullEnd:
@@ -85,9 +86,7 @@ class WholeNetwork:
             budget = Budget(fraction=progress.recipe.fraction)
             labels = progress.images.train.tensors[1]
             solution = anneal(influence, budget, labels=labels, seed=progress.recipe.seed)
-            pruned = torch.zeros(progress.size, dtype=torch.bool)
-            pruned[solution.pruned] = True
-            self._kept = (~pruned).nonzero().flatten()
+            self._kept = complement(solution.pruned, progress.size)
         return self._kept, None
 
 

@@ -26,7 +26,7 @@ def accuracies_and_seconds(rows: list[Row]) -> Figure:
     """Accuracy against the share pruned, and against the seconds that a run takes."""
     drawn = Figure(figsize=(13, 5.5), layout="constrained")
     left, right = drawn.subplots(1, 2)
-    runs = costs([row for row in rows if row["method"] in METHODS])[1]
+    runs = costs([row for row in rows if row["method"] in METHODS])
     lines(left, runs, "fraction")
     left.set(xlabel="share of the samples pruned", ylabel="accuracy, %")
     lines(right, runs, "seconds")
@@ -37,8 +37,9 @@ def accuracies_and_seconds(rows: list[Row]) -> Figure:
 
 def lines(axes: Axes, by: Runs, column: str) -> None:
     """Means over the seeds with standard errors."""
-    full = [100 * row["accuracy"] for row in by["all data"][0.0]]
-    axes.axhline(mean(full), color="black", linewidth=0.8, linestyle=":", label="all data")
+    for group in by["all data"].values():
+        level = mean_and_error(group)[0]
+        axes.axhline(level, color="black", linewidth=0.8, linestyle=":", label="all data")
     for number, (method, runs) in enumerate(by.items()):
         if method == "all data":
             continue

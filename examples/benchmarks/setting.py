@@ -12,8 +12,8 @@ from models import convmixer, plain_cnn, resnet9, resnet18, small_resnet, tiny_r
 from training import Outcome, Recipe
 
 MODELS = {
-    "tiny": tiny_resnet, "plain": plain_cnn, "mixer": convmixer, "small": small_resnet, "resnet9": resnet9,
-    "resnet18": resnet18,
+    "tiny": tiny_resnet, "plain": plain_cnn, "mixer": convmixer, "small": small_resnet,
+    "resnet9": resnet9, "resnet18": resnet18,
 }  # fmt: skip
 
 
@@ -40,16 +40,9 @@ def parser(description: str | None, output: str) -> argparse.ArgumentParser:
 def settings(options: argparse.Namespace, *more: str) -> dict[str, Any]:
     """What must be the same in all runs of a file; the images themselves are not compared."""
     names = (
-        "benchmark",
-        "dataset",
-        "train_size",
-        "model",
-        "epochs",
-        "warmup_epochs",
-        "batch_size",
-        "lr",
+        "benchmark", "dataset", "train_size", "model", "epochs", "warmup_epochs", "batch_size", "lr",
         *more,
-    )
+    )  # fmt: skip
     cuda = torch.cuda.is_available()
     made = {name: _plain(getattr(options, name)) for name in names}
     return {**made, "device": torch.cuda.get_device_name() if cuda else "cpu"}

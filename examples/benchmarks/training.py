@@ -26,6 +26,9 @@ class Recipe:
         epochs: of the run on all data.
         warmup_epochs: on all data, before a method chooses for the first time.
         fraction: of the samples to prune.
+
+    Raises:
+        SystemExit: when nothing would be pruned.
     """
 
     epochs: int
@@ -38,7 +41,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_epochs < self.epochs:
-            raise ValueError(
+            raise SystemExit(
                 f"warmup_epochs must be less than the {self.epochs} epochs, got "
                 f"{self.warmup_epochs}: nothing would be pruned"
             )

@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -43,14 +43,14 @@ def select(images: Images, options: argparse.Namespace, seed: int) -> None:
     steps = full.full_steps(len(images.train))
     model = train(images, network, full, everything, steps, device()).model
     for name, (solver, cost) in CHOICES.items():
-        pruner = InfluencePruner(
+        path = file_of(options, name, seed)
+        if path.exists():
+            continue
+        InfluencePruner(
             images.train, budget=Budget(fraction=options.fraction), solver=solver, cost=cost,
             curvature=ExactCurvature(damping=full.weight_decay), progress=False, seed=seed,
             batch_size=1000,
-        )  # fmt: skip
-        path = file_of(options, name, seed)
-        if not path.exists():
-            pruner.select(model).save(path)
+        ).select(model).save(path)  # fmt: skip
 
 
 def file_of(options: argparse.Namespace, name: str, seed: int) -> Path:
@@ -60,6 +60,11 @@ def file_of(options: argparse.Namespace, name: str, seed: int) -> Path:
 
 
 def kept_samples(job: Job, images: Images, options: argparse.Namespace) -> torch.Tensor:
+    """What a job trains on; a set whose file is not there is chosen first.
+
+    Raises:
+        SystemExit: when the file is of other data or another budget.
+    """
     size, seed = len(images.train), job["seed"]
     keep = recipe(options, options.fraction, seed, warm=False).keep(size)
     if job["set"] == "fewer epochs":
@@ -86,6 +91,7 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
 
 
 def tables(rows: list[Row]) -> list[Table]:
+    """Accuracies of the trained networks, by set."""
     shown = Table("trained", "set", "seeds", "accuracy %", "to random")
     groups = defaultdict(list)
     for row in rows:
@@ -101,15 +107,14 @@ def tables(rows: list[Row]) -> list[Table]:
 def main() -> None:
     options = arguments()
     results = Results(options.output, settings(options, "fraction"))
-    images = load(options)
-    chosen = recipe(options, options.fraction, 0, warm=False)
-    steps = chosen.pruned_steps(len(images.train))
+    images = cache(lambda: load(options))
 
     def work(job: Job) -> Row:
-        kept = kept_samples(job, images, options)
-        network = fresh(images, MODELS[job["target"]], job["seed"])
-        mine = replace(chosen, seed=job["seed"])
-        return measures(train(images, network, mine, Once(lambda _: kept), steps, device()))
+        kept = kept_samples(job, images(), options)
+        network = fresh(images(), MODELS[job["target"]], job["seed"])
+        chosen = recipe(options, options.fraction, job["seed"], warm=False)
+        steps = chosen.pruned_steps(len(images().train))
+        return measures(train(images(), network, chosen, Once(lambda _: kept), steps, device()))
 
     results.run(jobs(options), work, options.minutes)
     show(*tables(read(options.output)))
