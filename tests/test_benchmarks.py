@@ -23,6 +23,7 @@ from methods import METHODS, coverage, everything  # noqa: E402
 from models import convmixer, plain_cnn, resnet9, tiny_resnet  # noqa: E402
 from pools import good_first  # noqa: E402
 from results import Results, points, read, spread  # noqa: E402
+from setting import load_all  # noqa: E402
 from training import Progress, Recipe, fresh, train  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -380,12 +381,20 @@ def test_pools_and_fine_tuning_run(tmp_path):
     check_picture(tmp_path / "f.png")
 
 
-def test_missing_images_say_what_to_do(tmp_path):
-    (tmp_path / "none").write_text("a file: nothing can be downloaded into it")
-    for dataset, text in (("imagefolder", r"must hold train/CLASS/\*.jpg.*downloads CIFAR-10"),
-                          ("cifar10", r"downloading it failed.*cifar-10-python.tar.gz")):  # fmt: skip
-        options = [f"--dataset={dataset}", "--data-dir", tmp_path / "none", "--seeds", "0"]
-        with pytest.raises(AssertionError, match=text):
-            run("accuracy", tmp_path, *options)
-    with pytest.raises(AssertionError, match="warmup_epochs must be less than the 3 epochs, got 4"):
-        run("accuracy", tmp_path, "--epochs=3")
+@pytest.mark.parametrize(
+    ("dataset", "text"),
+    [
+        ("imagefolder", r"must hold train/CLASS/\*.jpg.*downloads CIFAR-10"),
+        ("cifar10", r"downloading it failed.*cifar-10-python.tar.gz"),
+    ],
+)
+def test_missing_images_say_what_to_do(dataset, text, tmp_path):
+    folder = tmp_path / "none"
+    folder.write_text("a file: nothing can be downloaded into it")
+    with pytest.raises(SystemExit, match=text):
+        load_all(SimpleNamespace(dataset=dataset, data_dir=folder))
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused():
+    with pytest.raises(SystemExit, match="warmup_epochs must be less than the 3 epochs, got 4"):
+        Recipe(epochs=3, warmup_epochs=4, fraction=0.4)

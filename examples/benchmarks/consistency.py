@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunesampler import Budget, ExactCurvature, InfluencePruner, anneal, cheapest, costs
 from prunesampler.scores import Scores
 from prunesampler.selection import complement
 
@@ -34,10 +33,11 @@ from consistency_report import figure, tables
 from data import Images
 from features import Features
 from linear_probe import Probe, digit_features, with_ones
-from methods import Once, everything
+from methods import Once, everything, pruner
 from results import Job, Results, Row, read, show
+from sets import SETS, pruned_set
 from setting import MODELS, device, load, parser, recipe, settings
-from training import fresh, head_inputs, train
+from training import Progress, fresh, head_inputs, train
 
 
 class Head(NamedTuple):
@@ -50,22 +50,6 @@ class Head(NamedTuple):
     def loss(self, change: Tensor | float = 0.0) -> float:
         """Mean test loss with the weights so changed."""
         return float(F.cross_entropy(self.test_x @ (self.weights + change).T, self.test_y))
-
-
-def pruned_set(name: str, scores: Scores, fraction: float, seed: int) -> Tensor:
-    """Indices to prune."""
-    budget = Budget(fraction=fraction)
-    if name == "influence":
-        return anneal(scores.influence, budget, labels=scores.labels, seed=seed).pruned
-    cost = {
-        "random": torch.rand(len(scores.influence), generator=torch.Generator().manual_seed(seed)),
-        "keep hard": costs.el2n(scores),
-        "keep easy": -costs.el2n(scores),
-    }[name]
-    return cheapest(scores.influence, budget, labels=scores.labels, cost=cost.double()).pruned
-
-
-SETS = ("influence", "random", "keep hard", "keep easy")
 
 
 def predicted_change(scores: Scores, pruned: Tensor) -> Tensor:
@@ -112,11 +96,10 @@ class Deep:
 
     def _trained_in_full(self, seed: int) -> tuple[Scores, Head]:
         model = self._train(None, seed, order=seed)
-        pruner = InfluencePruner(
-            self._images.train, budget=Budget(fraction=0.4), progress=False, batch_size=1000,
-            curvature=ExactCurvature(damping=recipe(self._options, 0.0, seed, warm=False).weight_decay),
-        )  # fmt: skip
-        scores = pruner.measure(model)
+        half = recipe(
+            self._options, 0.5, seed, warm=False
+        )  # of which measuring takes the weight decay
+        scores = pruner(Progress(self._images, half, model, 0)).measure(model)
         assert scores is not None
         return scores, head_of(model, self._images)
 

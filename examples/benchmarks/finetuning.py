@@ -29,13 +29,13 @@ from prunesampler.scores import Scores
 from prunesampler.selection import complement
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from consistency import pruned_set
 from data import Images
 from features import Features
 from linear_probe import Probe, with_ones
 from methods import METHODS, everything
 from plots import accuracy_by_fraction
 from results import Job, Results, Row, points, read, show, spread
+from sets import pruned_set
 from setting import MODELS, device, load_all, measures, parser, recipe, settings
 from training import fresh, head_inputs, train
 
@@ -142,7 +142,12 @@ def main() -> None:
     options = arguments()
     results = Results(options.output, settings(options, "backbone_epochs", "penalty"))
     adapting = cache(lambda: Adapting(options))
-    results.run(jobs(options), lambda job: getattr(adapting(), job["layers"])(job), options.minutes)
+
+    def work(job: Job) -> Row:
+        adapt = adapting().frozen if job["layers"] == "frozen" else adapting().unfrozen
+        return adapt(job)
+
+    results.run(jobs(options), work, options.minutes)
     rows = read(options.output)
     show(*tables(rows))
     if options.plot and rows:

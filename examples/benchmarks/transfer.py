@@ -20,15 +20,15 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from prunesampler import Budget, ExactCurvature, InfluencePruner, Selection, anneal, cheapest, costs
+from prunesampler import Selection, anneal, cheapest, costs
 from prunesampler.solvers import Solver
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import Images
-from methods import Cost, Once, everything
+from methods import Cost, Once, everything, pruner
 from results import Job, Results, Row, points, read, show, spread
 from setting import MODELS, device, load, measures, parser, recipe, settings
-from training import fresh, train
+from training import Progress, fresh, train
 
 CHOICES: dict[str, tuple[Solver, Cost | None]] = {
     "influence": (anneal, None),
@@ -46,11 +46,9 @@ def select(images: Images, options: argparse.Namespace, seed: int) -> None:
         path = file_of(options, name, seed)
         if path.exists():
             continue
-        InfluencePruner(
-            images.train, budget=Budget(fraction=options.fraction), solver=solver, cost=cost,
-            curvature=ExactCurvature(damping=full.weight_decay), progress=False, seed=seed,
-            batch_size=1000,
-        ).select(model).save(path)  # fmt: skip
+        chosen = recipe(options, options.fraction, seed, warm=False)
+        after = Progress(images, chosen, model, 0)
+        pruner(after, solver=solver, cost=cost).select(model).save(path)
 
 
 def file_of(options: argparse.Namespace, name: str, seed: int) -> Path:
