@@ -1,30 +1,18 @@
-"""The accuracy benchmarks: what each method chooses, and that results are whole and not mixed."""
+"""The accuracy benchmarks: what each method chooses, and what the runs have in common."""
 
-import json
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, run_python
-from PIL import Image
-from scipy.stats import spearmanr
+from corrupting import POOLS
+from data import digits as digit_images
+from ideas import FullEnd, inclusion, projected_gradients
+from methods import METHODS, coverage, everything
+from models import convmixer, plain_cnn, resnet9, tiny_resnet
+from pools import good_first
 from torch import nn
-
-BENCHMARKS = ROOT / "examples" / "benchmarks"
-sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS.parent)]
-
-from accuracy_report import costs, differences, seconds_to  # noqa: E402
-from corrupting import POOLS  # noqa: E402
-from data import digits as digit_images  # noqa: E402
-from ideas import FullEnd, inclusion, projected_gradients  # noqa: E402
-from methods import METHODS, coverage, everything  # noqa: E402
-from models import convmixer, plain_cnn, resnet9, tiny_resnet  # noqa: E402
-from pools import good_first  # noqa: E402
-from results import Results, points, read, spread  # noqa: E402
-from setting import load_all  # noqa: E402
-from training import Progress, Recipe, fresh, train  # noqa: E402
+from training import Progress, Recipe, fresh, train
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=5, warmup_epochs=2, fraction=0.4, batch_size=64)
@@ -246,153 +234,6 @@ def test_near_copies_resemble_an_image_that_stays(images):
 def test_networks_take_small_color_images(build):
     outputs = build(3, 10)(torch.rand(2, 3, 32, 32))
     assert outputs.shape == (2, 10)
-
-
-def test_results_survive_a_cut_and_refuse_other_settings(tmp_path):
-    path = tmp_path / "r.jsonl"
-    jobs = [{"seed": seed} for seed in range(3)]
-    done = []
-
-    def work(job):
-        done.append(job["seed"])
-        return {"accuracy": 0.5}
-
-    results = Results(path, {"lr": 0.1})
-    results.run(jobs[:2], work, None)
-    path.write_text(path.read_text()[:-20])  # the last line was being written
-    Results(path, {"lr": 0.1}).run(jobs, work, None)
-    assert done == [0, 1, 1, 2]
-    assert [row["seed"] for row in read(path)] == [0, 1, 2]
-    Results(path, {"lr": 0.1}).run([{"seed": 9}], work, minutes=0)
-    assert len(read(path)) == 3
-    before = path.read_bytes()
-    with pytest.raises(SystemExit, match=r"holds runs of other settings: .*0\.1.*--output"):
-        Results(path, {"lr": 0.2})
-    assert path.read_bytes() == before
-    (tmp_path / "notes.txt").write_text("my notes\n")
-    with pytest.raises(SystemExit, match="is not a file of results"):
-        Results(tmp_path / "notes.txt", {"lr": 0.1})
-
-
-def row(method, fraction, seed, accuracy, seconds=10.0, choosing=0.0, samples=100):
-    return {"method": method, "fraction": fraction, "seed": seed, "accuracy": accuracy,
-            "seconds": seconds, "choosing_seconds": choosing, "samples": samples}  # fmt: skip
-
-
-def test_differences_are_between_runs_of_the_same_seed():
-    runs = [row("m", 0.4, 1, 0.6), row("m", 0.4, 0, 0.5), row("m", 0.4, 2, 0.9)]
-    others = [row("o", 0.4, 0, 0.4), row("o", 0.4, 1, 0.3)]
-    assert points(runs, others) == pytest.approx([30, 10])
-    more = {0.4: runs, 0.2: [row("m", 0.2, 0, 0.7), row("m", 0.2, 1, 0.7)]}
-    beside = {0.4: others, 0.2: [row("o", 0.2, 1, 0.6), row("o", 0.2, 0, 0.6)]}
-    assert sorted(differences(more, beside, [0.2, 0.4])) == pytest.approx([10, 20])
-    assert spread([1.0, 2.0, 3.0]) == "2.0 ± 0.6"
-
-
-def test_times_are_read_off_the_line_between_the_fractions():
-    line = [(3.0, 0.5), (7.0, 0.7), (10.0, 0.8)]
-    assert seconds_to(0.4, line) == 3.0
-    assert seconds_to(0.6, line) == pytest.approx(5.0)
-    assert seconds_to(0.79, line) == pytest.approx(9.7)
-    assert seconds_to(0.81, line) == 10.0
-    rows = [row("all data", 0.0, 0, 0.8), row("m", 0.4, 0, 0.7, 7.0, 2.0, samples=50)]
-    by = costs([*rows, row("o", 0.4, 0, 0.7, 30.0, samples=100)])
-    assert by["all data"][0.0][0]["seconds"] == pytest.approx(10.0)
-    assert by["o"][0.4][0]["seconds"] == pytest.approx(10.0)  # it had a slow hour
-    assert by["m"][0.4][0]["seconds"] == pytest.approx(7.0)
-
-
-def run(name, folder, *options):
-    output = folder / f"{name}.jsonl"
-    printed = run_python(BENCHMARKS / f"{name}.py", "--output", output, *options)
-    return printed, [json.loads(line) for line in output.read_text().splitlines() if line]
-
-
-def check_picture(path):
-    with Image.open(path) as picture:
-        assert picture.size[0] > 500
-
-
-def test_accuracy_runs_and_goes_on(tmp_path):
-    options = [
-        "--epochs=6",
-        "--warmup-epochs=2",
-        "--train-size=400",
-        "--fractions",
-        "0.4",
-        "--plot",
-    ]
-    options += [tmp_path / "a.png", "--methods", "all data", "fewer epochs", "random", "influence"]
-    printed, rows = run("accuracy", tmp_path, *options, "--seeds", "0")
-    assert [row["job"]["method"] for row in rows] == options[-4:]
-    assert len({row["result"]["steps"] for row in rows[1:]}) == 1
-    assert rows[0]["result"]["steps"] > rows[1]["result"]["steps"]
-    assert rows[3]["result"]["choosing_seconds"] > 0
-    assert "40% pruned" in printed
-    again = run("accuracy", tmp_path, *options, "--seeds", "0", "1")[1]
-    assert again[:4] == rows
-    assert len(again) == 8
-    check_picture(tmp_path / "a.png")
-    with pytest.raises(AssertionError, match="holds runs of other settings"):
-        run("accuracy", tmp_path, *options, "--lr=0.2")
-
-
-def test_predictions_come_true_for_a_convex_head(tmp_path):
-    options = ["--epochs=3", "--fractions", "0.5", "--seeds", "0", "--plot", tmp_path / "c.png"]
-    options += ["--head-fractions", "0.1", "0.3", "0.5", "0.7"]
-    printed, rows = run("consistency", tmp_path, *options)
-    convex = [(row["job"]["set"], row["result"]) for row in rows if row["job"]["model"] == "convex"]
-    for name, row in convex:
-        if name in ("influence", "random"):
-            assert row["shift"] == pytest.approx(row["predicted_shift"], rel=0.25)
-    shifts = [(row["predicted_shift"], row["shift"]) for _, row in convex]
-    assert spearmanr(*zip(*shifts, strict=True))[0] > 0.9
-    assert "whole network" in printed
-    check_picture(tmp_path / "c.png")
-
-
-def test_sets_are_files_that_other_networks_train_on(tmp_path):
-    options = ["--epochs=2", "--train-size=300", "--seeds", "0", "--targets", "plain"]
-    options += ["--sets", tmp_path / "sets"]
-    rows = run("transfer", tmp_path, *options)[1]
-    assert [row["job"]["set"] for row in rows] == ["fewer epochs", "random", "influence", "EL2N"]
-    names = {path.name for path in (tmp_path / "sets").iterdir()}
-    assert names == {"tiny-influence-0.4-0.safetensors", "tiny-EL2N-0.4-0.safetensors"}
-    assert rows[2]["result"]["samples"] == 2 * 128
-    with pytest.raises(AssertionError, match=r"keeps 180 of 300 samples, not 120 of 200.*--sets"):
-        run(
-            "transfer", tmp_path, *options, "--train-size=200", "--output", tmp_path / "other.jsonl"
-        )
-
-
-def test_pools_and_fine_tuning_run(tmp_path):
-    options = ["--epochs=3", "--warmup-epochs=1", "--train-size=300", "--seeds", "0"]
-    chosen = ["--pools", "wrong labels", "--methods", "all data", "random", "without the bad"]
-    printed, rows = run("pools", tmp_path, *options, *chosen)
-    assert set(rows[0]["result"]["suspects"]) == {"warm-up", "end"}
-    assert rows[0]["result"]["kept_bad"] == pytest.approx(0.2)
-    assert rows[2]["result"]["kept_bad"] == 0
-    assert "self-influence" in printed
-    small = ["--fractions", "0.5", "--backbone-epochs=2", "--plot", tmp_path / "f.png"]
-    rows = run("finetuning", tmp_path, *options, *small)[1]
-    frozen = [r["result"]["accuracy"] for r in rows if r["job"]["layers"] == "frozen"]
-    assert len(frozen) == 4
-    assert min(frozen) > 0.5  # of five classes
-    check_picture(tmp_path / "f.png")
-
-
-@pytest.mark.parametrize(
-    ("dataset", "text"),
-    [
-        ("imagefolder", r"must hold train/CLASS/\*.jpg.*downloads CIFAR-10"),
-        ("cifar10", r"downloading it failed.*cifar-10-python.tar.gz"),
-    ],
-)
-def test_missing_images_say_what_to_do(dataset, text, tmp_path):
-    folder = tmp_path / "none"
-    folder.write_text("a file: nothing can be downloaded into it")
-    with pytest.raises(SystemExit, match=text):
-        load_all(SimpleNamespace(dataset=dataset, data_dir=folder))
 
 
 def test_a_warm_up_as_long_as_the_run_is_refused():
