@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from accuracy_report import costs, differences, seconds_to
+from accuracy_report import cost_of, costs, differences
 from conftest import ROOT, run_python
 from PIL import Image
 from results import Results, points, read, spread
@@ -57,10 +57,10 @@ def test_differences_are_between_runs_of_the_same_seed():
 
 def test_times_are_read_off_the_line_between_the_fractions():
     line = [(3.0, 0.5), (7.0, 0.7), (10.0, 0.8)]
-    assert seconds_to(0.4, line) == 3.0
-    assert seconds_to(0.6, line) == pytest.approx(5.0)
-    assert seconds_to(0.79, line) == pytest.approx(9.7)
-    assert seconds_to(0.81, line) == 10.0
+    assert cost_of(0.4, line) == 3.0
+    assert cost_of(0.6, line) == pytest.approx(5.0)
+    assert cost_of(0.79, line) == pytest.approx(9.7)
+    assert cost_of(0.81, line) == 10.0
     rows = [row("all data", 0.0, 0, 0.8), row("m", 0.4, 0, 0.7, 7.0, 2.0, samples=50)]
     by = costs([*rows, row("o", 0.4, 0, 0.7, 30.0, samples=100)])
     assert by["all data"][0.0][0]["seconds"] == pytest.approx(10.0)

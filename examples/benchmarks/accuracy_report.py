@@ -79,17 +79,16 @@ def costs(rows: list[Row]) -> Runs:
     return grouped(found)
 
 
-def frontier(runs: dict[float, list[Row]], full: list[Row]) -> list[tuple[float, float]]:
-    """Mean seconds and mean accuracy by fraction, all data among them, the quickest first."""
-    every = {**runs, 0.0: full}
+def frontier(runs: dict[float, list[Row]], cost: str) -> list[tuple[float, float]]:
+    """Mean cost and mean accuracy by fraction, the cheapest first."""
     return sorted(
-        (mean(row["seconds"] for row in group), mean(row["accuracy"] for row in group))
-        for group in every.values()
+        (mean(row[cost] for row in group), mean(row["accuracy"] for row in group))
+        for group in runs.values()
     )
 
 
-def seconds_to(target: float, line: list[tuple[float, float]]) -> float:
-    """Where the line from point to point first meets the target; its last point does."""
+def cost_of(target: float, line: list[tuple[float, float]]) -> float:
+    """Where the line from point to point first meets the accuracy; its last point does."""
     for (before, low), (after, high) in pairwise(line):
         if low >= target:
             return before
@@ -102,11 +101,15 @@ def times(rows: list[Row]) -> Table:
     """What it takes each method to come so near to all data, as a share of what that takes."""
     by = costs(rows)
     full = by["all data"][0.0]
-    best, whole = (mean(row[column] for row in full) for column in ("accuracy", "seconds"))
-    shown = Table("seconds to", *(f"all data - {below} points" for below in POINTS))
+    best = mean(row["accuracy"] for row in full)
+    names = (f"{cost} to -{below}" for cost in ("seconds", "samples") for below in POINTS)
+    shown = Table("share of all data's", *names)
     for method, runs in by.items():
-        if method != "all data":
-            line = frontier(runs, full)
-            share = (seconds_to(best - below / 100, line) / whole for below in POINTS)
-            shown.add_row(method, *(f"{value:.0%}" for value in share))
+        if method == "all data":
+            continue
+        cells = []
+        for cost in ("seconds", "samples"):
+            line, whole = frontier({**runs, 0.0: full}, cost), mean(row[cost] for row in full)
+            cells += [f"{cost_of(best - below / 100, line) / whole:.0%}" for below in POINTS]
+        shown.add_row(method, *cells)
     return shown

@@ -117,6 +117,8 @@ def projected_gradients(progress: Progress, dimensions: int, batch: int = 100) -
 
 IDEAS: dict[str, Callable[[], Method]] = {
     "influence, loss metric": lambda: Influence(metric=loss_distance),
+    "influence, keep hard, refreshed": lambda: Influence(cost=costs.el2n, refresh_every=4),
+    "influence, keep hard, redrawn": lambda: Influence(cost=costs.el2n, redraw_every=1),
     "influence, full end": lambda: FullEnd(Influence()),
     "influence, redrawn, full end": lambda: FullEnd(Influence(redraw_every=1)),
     "random, redrawn, full end": lambda: FullEnd(redrawn_random),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from statistics import mean, stdev
 
 from accuracy_report import costs
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from methods import METHODS
@@ -23,16 +25,33 @@ def accuracy_by_fraction(rows: list[Row], column: str) -> Figure:
 
 
 def accuracies_and_seconds(rows: list[Row]) -> Figure:
-    """Accuracy against the share pruned, and against the seconds that a run takes."""
-    drawn = Figure(figsize=(13, 5.5), layout="constrained")
+    """Points above fewer epochs against the share pruned, and accuracy against a run's seconds."""
+    drawn = Figure(figsize=(13, 6), layout="constrained")
     left, right = drawn.subplots(1, 2)
     runs = costs([row for row in rows if row["method"] in METHODS])
-    lines(left, runs, "fraction")
-    left.set(xlabel="share of the samples pruned", ylabel="accuracy, %")
+    lines(left, beside(runs, "fewer epochs"), "fraction")
+    left.set_yscale("symlog", linthresh=1)
+    left.set_yticks([-10, -5, -2, -1, -0.5, 0, 0.5, 1], minor=False)
+    left.yaxis.set_major_formatter("{x:+g}")
+    left.set(xlabel="share of the samples pruned", ylabel="points above fewer epochs")
     lines(right, runs, "seconds")
     right.set(xlabel="seconds of the run, choosing included", ylabel="accuracy, %")
     right.legend(fontsize=8, loc="lower right")
     return drawn
+
+
+def beside(by: Runs, other: str) -> Runs:
+    """With accuracies less those of another method at the same fraction and seed."""
+    found: Runs = defaultdict(lambda: defaultdict(list))
+    for method, runs in by.items():
+        for fraction, group in runs.items():
+            others = by.get(other, {}).get(fraction, [])
+            base = {row["seed"]: row["accuracy"] for row in others}
+            for row in group:
+                if row["seed"] in base:
+                    less = {**row, "accuracy": row["accuracy"] - base[row["seed"]]}
+                    found[method][fraction].append(less)
+    return found
 
 
 def lines(axes: Axes, by: Runs, column: str) -> None:
@@ -40,16 +59,18 @@ def lines(axes: Axes, by: Runs, column: str) -> None:
     for group in by["all data"].values():
         level = mean_and_error(group)[0]
         axes.axhline(level, color="black", linewidth=0.8, linestyle=":", label="all data")
-    for number, (method, runs) in enumerate(by.items()):
+    for method, runs in by.items():
         if method == "all data":
             continue
         points = sorted(
             (mean(row[column] for row in group), *mean_and_error(group)) for group in runs.values()
         )
-        ours = method.startswith("influence")
-        style = {"color": f"C{number % 10}", "linewidth": 2 if ours else 1}
+        number, ours = list(METHODS).index(method), method.startswith("influence")
         x, y, error = zip(*points, strict=True)
-        axes.errorbar(x, y, error, label=method, marker="osv^D"[number % 5], markersize=4, **style)
+        axes.errorbar(
+            x, y, error, label=method, color=colormaps["tab20"](number % 20), elinewidth=0.7,
+            linewidth=2 if ours else 1, marker="osv^DPX"[number % 7], markersize=5,
+        )  # fmt: skip
 
 
 def mean_and_error(runs: list[Row]) -> tuple[float, float]:
