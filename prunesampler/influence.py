@@ -147,7 +147,7 @@ class Influence:
         factor: the factorised curvature.
         search: the whitened gradients, float32, whatever their shape.
         search_mean: what is subtracted from every row of ``search``, float64.
-        metric: what a norm is; solvers and reports agree on it.
+        metric: what a norm is, in budgets and reports; the search is in ``search`` whatever it is.
     """
 
     gradients: RankOne

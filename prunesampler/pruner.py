@@ -61,7 +61,8 @@ class InfluencePruner:
             the mean cost of the pruned counts as much as the whole shift of a random set.
         validation: samples whose loss `prunesampler.costs.validation_loss` is about, measured with
             every selection; same form as ``score_dataset``.
-        metric: `parameter_distance`, the paper's, or `loss_distance`.
+        metric: of epsilon and of reported shifts: `parameter_distance`, the paper's, or
+            `loss_distance`. The set for a fraction is searched in whitened coordinates in any case.
 
     Raises:
         TypeError: for anything but a map-style dataset.

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 from accuracy_report import cost_of, costs, differences
+from accuracy_report import tables as accuracy_tables
 from conftest import ROOT, run_python
 from PIL import Image
-from results import Results, points, read, spread
+from results import Results, markdown, points, read, spread
 from scipy.stats import spearmanr
 from setting import load_all
 
@@ -159,3 +160,12 @@ def test_missing_images_say_what_to_do(dataset, text, tmp_path):
     folder.write_text("a file: nothing can be downloaded into it")
     with pytest.raises(SystemExit, match=text):
         load_all(SimpleNamespace(dataset=dataset, data_dir=folder))
+
+
+def test_tables_show_only_methods_that_ran():
+    rows = [row("random", 0.4, 0, 0.5), row("fewer epochs", 0.4, 0, 0.6)]
+    (table,) = accuracy_tables(rows)
+    assert [line.split("|")[1].strip() for line in markdown(table).splitlines()[2:]] == [
+        "fewer epochs",
+        "random",
+    ]

@@ -48,6 +48,7 @@ def test_every_example_and_name_in_it_exists():
     ("name", "module"),
     [
         ("accuracy", "accuracy_report"),
+        ("warmup", "accuracy_report"),
         ("consistency", "consistency_report"),
     ],
 )

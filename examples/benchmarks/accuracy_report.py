@@ -38,7 +38,7 @@ def accuracies(rows: list[Row], methods: list[str]) -> Table:
     for method in methods:
         runs = by[method]
         every = [row for fraction in fractions for row in runs[fraction]]
-        if method == "all data" and runs:
+        if method == "all data" and runs[0.0]:
             text = spread([100 * row["accuracy"] for row in runs[0.0]])
             shown.add_row(method, *[text for _ in fractions], "", "", "0.0")
         if not every:

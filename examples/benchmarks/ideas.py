@@ -11,7 +11,6 @@ from training import Method, Progress
 
 from prunesampler import Budget, anneal, costs
 from prunesampler.influence import Influence as Influences
-from prunesampler.influence import loss_distance
 from prunesampler.selection import complement
 
 
@@ -116,7 +115,6 @@ def projected_gradients(progress: Progress, dimensions: int, batch: int = 100) -
 
 
 IDEAS: dict[str, Callable[[], Method]] = {
-    "influence, loss metric": lambda: Influence(metric=loss_distance),
     "influence, keep hard, refreshed": lambda: Influence(cost=costs.el2n, refresh_every=4),
     "influence, keep hard, redrawn": lambda: Influence(cost=costs.el2n, redraw_every=1),
     "influence, full end": lambda: FullEnd(Influence()),

@@ -14,7 +14,6 @@ from torch.utils.data import TensorDataset
 
 from prunesampler import Budget, ExactCurvature, IdentityCurvature, InfluencePruner, anneal, costs
 from prunesampler.curvature import Curvature
-from prunesampler.influence import Metric, parameter_distance
 from prunesampler.rotation import older
 from prunesampler.scores import Scores
 from prunesampler.solvers import Solver
@@ -28,8 +27,7 @@ Cost = Callable[[Scores], Tensor]
 
 def pruner(
     progress: Progress, *, center: bool = True, cost: Cost | None = None, solver: Solver = anneal,
-    metric: Metric = parameter_distance, validation: TensorDataset | None = None,
-    curvature: Curvature | None = None,
+    validation: TensorDataset | None = None, curvature: Curvature | None = None,
 ) -> InfluencePruner:  # fmt: skip
     """Ours, with the weight decay of the training as damping."""
     recipe = progress.recipe
@@ -37,8 +35,7 @@ def pruner(
     return InfluencePruner(
         progress.images.train, budget=Budget(fraction=recipe.fraction), progress=False,
         seed=recipe.seed, curvature=curvature, batch_size=1000,
-        center=center, cost=cost, cost_weight=0.5, solver=solver, metric=metric,
-        validation=validation,
+        center=center, cost=cost, cost_weight=0.5, solver=solver, validation=validation,
     )  # fmt: skip
 
 
@@ -160,7 +157,6 @@ class Influence:
     center: bool = True
     cost: Cost | None = None
     solver: Solver = anneal
-    metric: Metric = parameter_distance
     validation: TensorDataset | None = None
     refresh_every: int | None = None
     redraw_every: int | None = None
@@ -175,7 +171,7 @@ class Influence:
         if self._pruner is None:
             self._pruner = pruner(
                 progress, center=self.center, cost=self.cost, solver=self.solver,
-                metric=self.metric, validation=self.validation,
+                validation=self.validation,
             )  # fmt: skip
             self._ages = torch.zeros(progress.size, dtype=torch.int64)
         anew = since == 0 or (self.refresh_every and since % self.refresh_every == 0)
