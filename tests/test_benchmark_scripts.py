@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from accuracy_report import cost_of, costs, differences
+from accuracy_report import cost_of, over_all, priced
 from accuracy_report import tables as accuracy_tables
 from conftest import ROOT, run_python
 from PIL import Image
@@ -25,7 +25,7 @@ def test_results_survive_a_cut_and_refuse_other_settings(tmp_path):
         return {"accuracy": 0.5}
 
     results = Results(path, {"lr": 0.1})
-    results.run(jobs[:2], work, None)
+    results.run([*jobs[:2], jobs[0]], work, None)
     path.write_text(path.read_text()[:-20])  # the last line was being written
     Results(path, {"lr": 0.1}).run(jobs, work, None)
     assert done == [0, 1, 1, 2]
@@ -34,11 +34,12 @@ def test_results_survive_a_cut_and_refuse_other_settings(tmp_path):
     assert len(read(path)) == 3
     before = path.read_bytes()
     with pytest.raises(SystemExit, match=r"holds runs of other settings: .*0\.1.*--output"):
-        Results(path, {"lr": 0.2})
+        Results(path, {"lr": 0.2}).run(jobs, work, None)
     assert path.read_bytes() == before
+    Results(path, {"lr": 0.2}).run(jobs, work, minutes=0)  # only looks
     (tmp_path / "notes.txt").write_text("my notes\n")
     with pytest.raises(SystemExit, match="is not a file of results"):
-        Results(tmp_path / "notes.txt", {"lr": 0.1})
+        Results(tmp_path / "notes.txt", {"lr": 0.1}).run(jobs, work, None)
 
 
 def row(method, fraction, seed, accuracy, seconds=10.0, choosing=0.0, samples=100):
@@ -51,8 +52,10 @@ def test_differences_are_between_runs_of_the_same_seed():
     others = [row("o", 0.4, 0, 0.4), row("o", 0.4, 1, 0.3)]
     assert points(runs, others) == pytest.approx([30, 10])
     more = {0.4: runs, 0.2: [row("m", 0.2, 0, 0.7), row("m", 0.2, 1, 0.7)]}
-    beside = {0.4: others, 0.2: [row("o", 0.2, 1, 0.6), row("o", 0.2, 0, 0.6)]}
-    assert sorted(differences(more, beside, [0.2, 0.4])) == pytest.approx([10, 20])
+    beside = {0.4: others, 0.2: [row("o", 0.2, 1, 0.6), row("o", 0.2, 0, 0.5)], 0.3: []}
+    # Means of 20 and 15; variances of the means 10 squared and 5 squared.
+    assert over_all(more, beside, [0.2, 0.4]) == "+17.50 ± 5.59"
+    assert over_all({**more, 0.3: []}, beside, [0.2, 0.3, 0.4]) == ""
     assert spread([1.0, 2.0, 3.0]) == "2.0 ± 0.6"
 
 
@@ -63,7 +66,7 @@ def test_times_are_read_off_the_line_between_the_fractions():
     assert cost_of(0.79, line) == pytest.approx(9.7)
     assert cost_of(0.81, line) == 10.0
     rows = [row("all data", 0.0, 0, 0.8), row("m", 0.4, 0, 0.7, 7.0, 2.0, samples=50)]
-    by = costs([*rows, row("o", 0.4, 0, 0.7, 30.0, samples=100)])
+    by = priced([*rows, row("o", 0.4, 0, 0.7, 30.0, samples=100)])
     assert by["all data"][0.0][0]["seconds"] == pytest.approx(10.0)
     assert by["o"][0.4][0]["seconds"] == pytest.approx(10.0)  # it had a slow hour
     assert by["m"][0.4][0]["seconds"] == pytest.approx(7.0)
@@ -114,7 +117,7 @@ def test_predictions_come_true_for_a_convex_head(tmp_path):
             assert row["shift"] == pytest.approx(row["predicted_shift"], rel=0.25)
     shifts = [(row["predicted_shift"], row["shift"]) for _, row in convex]
     assert spearmanr(*zip(*shifts, strict=True))[0] > 0.9
-    assert "whole network" in printed
+    assert "trained network" in printed
     check_picture(tmp_path / "c.png")
 
 

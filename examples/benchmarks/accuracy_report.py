@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import pairwise
-from statistics import mean, median
+from statistics import mean, median, pvariance, variance
 
 from ideas import IDEAS
 from methods import METHODS
@@ -17,7 +17,7 @@ POINTS = (0.5, 1.0, 1.3)
 
 def tables(rows: list[Row]) -> list[Table]:
     """Accuracies of the methods and of the ideas, and times."""
-    found = [accuracies(rows, list(METHODS))]
+    found = [accuracies(rows, list(METHODS))] if any(r["method"] in METHODS for r in rows) else []
     tried = {row["fraction"] for row in rows if row["method"] in IDEAS}
     if tried:
         beside = [row for row in rows if row["fraction"] in tried]
@@ -28,7 +28,7 @@ def tables(rows: list[Row]) -> list[Table]:
 
 
 def accuracies(rows: list[Row], methods: list[str]) -> Table:
-    """Accuracy by method and fraction, and paired differences over all fractions."""
+    """Accuracy by method and fraction, and paired differences over all fractions of the table."""
     by = grouped(rows)
     fractions = sorted({r["fraction"] for r in rows if r["method"] in {*methods} - {"all data"}})
     shown = Table(
@@ -44,7 +44,7 @@ def accuracies(rows: list[Row], methods: list[str]) -> Table:
         if not every:
             continue
         beside = (
-            "" if method == other else spread(differences(runs, by[other], fractions), "+.2f")
+            "" if method == other else over_all(runs, by[other], fractions)
             for other in ("fewer epochs", "random")
         )
         shown.add_row(
@@ -54,21 +54,24 @@ def accuracies(rows: list[Row], methods: list[str]) -> Table:
     return shown
 
 
-def differences(
+def over_all(
     runs: dict[float, list[Row]], others: dict[float, list[Row]], fractions: list[float]
-) -> list[float]:
-    """One per seed, in points: the mean over the fractions at which both have it."""
-    by_seed: dict[int, list[float]] = defaultdict(list)
-    for fraction in fractions:
-        seeds = [row["seed"] for row in runs[fraction]]
-        both = {row["seed"] for row in others[fraction]} & {*seeds}
-        values = points(runs[fraction], others[fraction])
-        for seed, value in zip((s for s in seeds if s in both), values, strict=True):
-            by_seed[seed].append(value)
-    return [mean(values) for values in by_seed.values()]
+) -> str:
+    """Mean over the fractions of the difference in points, or nothing if a fraction is missing.
+
+    Its standard error is that of the means at each fraction, as far as they vary with the seed.
+    """
+    groups = [points(runs[fraction], others[fraction]) for fraction in fractions]
+    if not all(groups):
+        return ""
+    text = f"{mean(mean(group) for group in groups):+.2f}"
+    if min(map(len, groups)) == 1:
+        return text
+    squares = (variance(group) / len(group) for group in groups)
+    return f"{text} ± {sum(squares) ** 0.5 / len(groups):.2f}"
 
 
-def costs(rows: list[Row]) -> Runs:
+def priced(rows: list[Row]) -> Runs:
     """The runs with seconds that the machine's mood spares.
 
     A training sample costs every method the same, the median over all runs; what choosing took is
@@ -97,19 +100,32 @@ def cost_of(target: float, line: list[tuple[float, float]]) -> float:
     return line[-1][0]
 
 
-def times(rows: list[Row]) -> Table:
-    """What it takes each method to come so near to all data, as a share of what that takes."""
-    by = costs(rows)
+def shares(rows: list[Row]) -> dict[str, list[float]]:
+    """By method, the costs of coming so near to all data as shares of what that takes."""
+    by = priced(rows)
     full = by["all data"][0.0]
     best = mean(row["accuracy"] for row in full)
-    names = (f"{cost} to -{below}" for cost in ("seconds", "samples") for below in POINTS)
-    shown = Table("share of all data's", *names)
+    found: dict[str, list[float]] = defaultdict(list)
     for method, runs in by.items():
-        if method == "all data":
-            continue
-        cells = []
         for cost in ("seconds", "samples"):
             line, whole = frontier({**runs, 0.0: full}, cost), mean(row[cost] for row in full)
-            cells += [f"{cost_of(best - below / 100, line) / whole:.0%}" for below in POINTS]
+            found[method] += [cost_of(best - below / 100, line) / whole for below in POINTS]
+    return found
+
+
+def times(rows: list[Row]) -> Table:
+    """Shares of all data's cost, with the jackknife's standard error over the seeds."""
+    seeds = {row["seed"] for row in rows if row["method"] == "all data"}
+    without = [shares([row for row in rows if row["seed"] in seeds - {seed}]) for seed in seeds]
+    names = (f"{cost} to -{below}" for cost in ("seconds", "samples") for below in POINTS)
+    shown = Table("% of all data's", *names)
+    for method, values in shares(rows).items():
+        if method == "all data":
+            continue
+        cells = [f"{100 * value:.0f}" for value in values]
+        if len(seeds) > 1 and all(method in found for found in without):
+            left_out = zip(*(found[method] for found in without), strict=True)
+            errors = (100 * ((len(seeds) - 1) * pvariance(values)) ** 0.5 for values in left_out)
+            cells = [f"{cell} ± {error:.0f}" for cell, error in zip(cells, errors, strict=True)]
         shown.add_row(method, *cells)
     return shown

@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from results import Row
 from rich.table import Table
 from scipy.stats import spearmanr
+from sets import SETS
 
-TITLES = {"convex": "convex head", "deep": "whole network"}
+TITLES = {"convex": "convex head", "deep": "trained network"}
 LINEAR = {"convex": 1e-4, "deep": 0.03}  # a loss gap below is drawn on a linear scale
 PAIRS = (("predicted_shift", "shift", "last layer's shift"),
          ("predicted_gap", "gap", "test loss gap"))  # fmt: skip
@@ -25,16 +26,16 @@ def tables(rows: list[Row]) -> list[Table]:
     """Rank correlation, slope of measured on predicted, and the noise of training again."""
     shown = Table("model", "quantity", "sets", "pairs", "rank correlation", "slope",
                   "within a factor 2", "another order")  # fmt: skip
-    balanced = [row for row in rows if row["set"] in ("influence", "random")]
-    for model in TITLES:
+    for model in dict.fromkeys(row["model"] for row in rows):
         for predicted, measured, name in PAIRS:
             again = [abs(r[measured]) for r in rows if r["model"] == model and not r["fraction"]]
-            for sets, chosen in (("influence, random", balanced), ("all", rows)):
+            for kind in (*SETS, "all"):
+                chosen = [row for row in rows if kind in ("all", row["set"])]
                 x, y = pairs(chosen, model, predicted, measured)
                 if len(x) < 3:
                     continue
                 shown.add_row(
-                    TITLES[model], name, sets, str(len(x)), f"{spearmanr(x, y)[0]:.2f}",
+                    TITLES[model], name, kind, str(len(x)), f"{spearmanr(x, y)[0]:.2f}",
                     f"{x @ y / (x @ x):.2f}", f"{np.mean((y / x > 0.5) & (y / x < 2)):.0%}",
                     f"{np.mean(again):.3g}" if again else "",
                 )  # fmt: skip

@@ -32,6 +32,11 @@ def make(images: Images, x: Tensor, y: Tensor, bad: Tensor, classes: int | None 
     return Pool(made, TensorDataset(test_x[held], test_y[held]), bad)
 
 
+def stream(seed: int) -> torch.Generator:
+    """Random numbers apart from those of training and of random sets."""
+    return torch.Generator().manual_seed(10**9 + seed)
+
+
 def some(count: int, share: float, generator: torch.Generator) -> Tensor:
     """A mask of that share, at random."""
     mask = torch.zeros(count, dtype=torch.bool)
@@ -41,7 +46,7 @@ def some(count: int, share: float, generator: torch.Generator) -> Tensor:
 
 def wrong_labels(images: Images, seed: int, share: float = 0.2) -> Pool:
     """Labels drawn anew among the other classes."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream(seed)
     x, y = images.train.tensors
     bad = some(len(y), share, generator)
     moved = torch.randint(1, images.classes, (len(y),), generator=generator)
@@ -50,7 +55,7 @@ def wrong_labels(images: Images, seed: int, share: float = 0.2) -> Pool:
 
 def near_copies(images: Images, seed: int, share: float = 0.3, copies: int = 10) -> Pool:
     """Copies of a few images, moved by up to two pixels and with a little noise."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream(seed)
     x, y = images.train.tensors
     bad = some(len(y), share, generator)
     count = int(bad.sum())
@@ -79,7 +84,7 @@ def other_classes(images: Images, seed: int) -> Pool:
 
 def corrupted(images: Images, seed: int, share: float = 0.5) -> Pool:
     """Blurred and noisy images with their own labels."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream(seed)
     x, y = images.train.tensors
     bad = some(len(y), share, generator)
     x = x.clone()

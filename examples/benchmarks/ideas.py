@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from methods import Choice, Influence, everything, infobatch, pruner, redrawn_random
+from methods import Choice, Influence, Once, everything, infobatch, pruner, redrawn_random
 from torch import Tensor
 from training import Method, Progress
 
-from prunesampler import Budget, anneal, costs
-from prunesampler.influence import Influence as Influences
+from prunesampler import Budget, anneal, costs, influence
 from prunesampler.selection import complement
 
 
@@ -65,32 +64,30 @@ def inclusion(norms: Tensor, keep: int, least: float = 0.5) -> Tensor:
     return (high * norms).clamp(floor, 1.0)
 
 
-class WholeNetwork:
-    """One set by the influence on all parameters, projected at random to a few hundred dimensions.
+def whole_network(progress: Progress, dimensions: int = 512) -> Tensor:
+    """By the influence on all parameters, projected at random to a few hundred dimensions.
 
     Gradients of all layers, sample by sample, times a random matrix (as TRAK: Park et al., ICML
-    2023); the curvature is the gradients' second moment there, with the weight decay.
+    2023); the curvature is the gradients' second moment there, with the weight decay, and the search
+    is in whitened coordinates, as that of the last layer.
     """
-
-    def __init__(self, dimensions: int = 512) -> None:
-        self._dimensions = dimensions
-        self._kept: Tensor | None = None
-
-    def __call__(self, progress: Progress) -> Choice:
-        if self._kept is None:
-            rows = projected_gradients(progress, self._dimensions).double()
-            moment = rows.T @ rows / len(rows)
-            moment += progress.recipe.weight_decay * torch.eye(self._dimensions)
-            influence = Influences.from_vectors(torch.linalg.solve(moment, rows.T).T)
-            budget = Budget(fraction=progress.recipe.fraction)
-            labels = progress.images.train.tensors[1]
-            solution = anneal(influence, budget, labels=labels, seed=progress.recipe.seed)
-            self._kept = complement(solution.pruned, progress.size)
-        return self._kept, None
+    rows = projected_gradients(progress, dimensions).double()
+    moment = rows.T @ rows / len(rows)
+    moment += progress.recipe.weight_decay * torch.eye(dimensions)
+    factor = torch.linalg.cholesky(moment)
+    whitened = torch.linalg.solve_triangular(factor, rows.T, upper=False).T
+    solution = anneal(
+        influence.Influence.from_vectors(whitened), Budget(fraction=progress.recipe.fraction),
+        labels=progress.images.train.tensors[1], seed=progress.recipe.seed,
+    )  # fmt: skip
+    return complement(solution.pruned, progress.size)
 
 
 def projected_gradients(progress: Progress, dimensions: int, batch: int = 100) -> Tensor:
-    """Gradients of the loss by all parameters, projected, float32, shape (n, dimensions)."""
+    """Gradients of the loss by all parameters, projected, float32, shape (n, dimensions).
+
+    The random matrix takes 4 bytes for each parameter and dimension: for small networks.
+    """
     model = progress.model.eval()
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     buffers = dict(model.named_buffers())
@@ -122,5 +119,5 @@ IDEAS: dict[str, Callable[[], Method]] = {
     "random, redrawn, full end": lambda: FullEnd(redrawn_random),
     "InfoBatch, full end": lambda: FullEnd(infobatch),
     "influence, tail": Tail,
-    "influence, whole network": WholeNetwork,
+    "influence, whole network": lambda: Once(whole_network),
 }

@@ -22,9 +22,8 @@ def accuracies(rows: list[Row]) -> Table:
         groups[row["pool"], row["method"]].append(row)
     for (pool, method), runs in groups.items():
         beside = [
-            spread(points(runs, groups[pool, other]), "+.1f") if method != other else ""
+            spread(points(runs, groups.get((pool, other), [])), "+.1f") if method != other else ""
             for other in ("fewer epochs", "random")
-            if (pool, other) in groups
         ]
         shown.add_row(
             pool, method, str(len(runs)), f"{spread([100 * r['kept_bad'] for r in runs])} %",

@@ -45,25 +45,30 @@ def _lines(path: Path) -> list[Row]:
 
 
 class Results:
-    """A file of runs with the same settings, for one process at a time.
-
-    Raises:
-        SystemExit: when the file holds anything but runs of these settings.
-    """
+    """A file of runs with the same settings, for one process at a time."""
 
     def __init__(self, path: Path, settings: Row) -> None:
         self.path, self._settings = path, json.loads(json.dumps(settings))
-        for line in _lines(path):
-            if line.get("settings") != self._settings:
-                raise SystemExit(
-                    f"{path} holds runs of other settings: {line.get('settings')}, not "
-                    f"{self._settings}; nothing was written. Choose another --output"
-                )
 
     def run(self, jobs: Iterable[Job], work: Callable[[Job], Row], minutes: float | None) -> None:
-        """Do the jobs that are not in the file yet; begin none after so many minutes."""
-        done = [line["job"] for line in _lines(self.path)]
-        todo = [job for job in jobs if job not in done]
+        """Do the jobs that are not in the file yet; begin none after so many minutes.
+
+        Raises:
+            SystemExit: when the file holds anything but runs of these settings, unless minutes is 0.
+        """
+        if minutes == 0:
+            return
+        lines = _lines(self.path)
+        for line in lines:
+            if line.get("settings") != self._settings:
+                raise SystemExit(
+                    f"{self.path} holds runs of other settings: {line.get('settings')}, not "
+                    f"{self._settings}; nothing was written. Choose another --output"
+                )
+        done, todo = [line["job"] for line in lines], list[Job]()
+        for job in jobs:
+            if job not in done and job not in todo:
+                todo.append(job)
         started = time.monotonic()
         for job in track(todo, self.path.stem, console=Console(stderr=True)):
             if minutes is not None and time.monotonic() - started > 60 * minutes:

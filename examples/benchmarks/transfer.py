@@ -2,7 +2,7 @@
 
     python examples/benchmarks/transfer.py
     python examples/benchmarks/transfer.py --dataset imagefolder --data-dir CIFAR --train-size 10000 \\
-        --sets runs/sets --output runs/transfer.jsonl
+        --output runs/transfer.jsonl
 
 `--model` is trained on all data and chooses; then each of `--targets` is trained from nothing on the
 kept samples alone, all for as many steps. Fewer epochs on all data and a random set beside it.
@@ -121,11 +121,13 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     made = parser(__doc__, "transfer.jsonl")
     made.add_argument("--fraction", type=float, default=0.4)
-    made.add_argument("--sets", type=Path, default=Path("runs/sets"), help="folder of the sets")
+    made.add_argument("--sets", type=Path, help="folder of the sets (default: beside --output)")
     made.add_argument(
         "--targets", nargs="+", choices=list(MODELS), default=["tiny", "plain", "mixer"]
     )
-    return made.parse_args()
+    options = made.parse_args()
+    options.sets = options.sets or options.output.with_suffix(".sets")
+    return options
 
 
 if __name__ == "__main__":
