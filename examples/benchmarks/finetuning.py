@@ -31,6 +31,7 @@ from prunesampler.selection import complement
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import Images
 from features import Features
+from ideas import IDEAS
 from linear_probe import Probe, with_ones
 from methods import METHODS, everything
 from plots import accuracy_by_fraction
@@ -40,7 +41,10 @@ from setting import MODELS, device, load_all, measures, parser, recipe, settings
 from training import fresh, head_inputs, train
 
 FROZEN = {"random": "random", "EL2N": "keep hard", "influence": "influence"}
-UNFROZEN = ("fewer epochs", "random", "random, redrawn", "EL2N", "influence", "influence, redrawn")
+UNFROZEN = (
+    "fewer epochs", "fewer epochs, larger steps", "random", "random, redrawn", "EL2N", "InfoBatch",
+    "influence", "influence, keep hard", "influence, redrawn",
+)  # fmt: skip
 
 
 class Adapting:
@@ -102,7 +106,8 @@ class Adapting:
         model[1][-1] = nn.Linear(model[1][-1].in_features, images.classes)
         chosen = recipe(self._options, job["fraction"], seed)
         steps = chosen.pruned_steps(len(images.train))
-        return measures(train(images, model, chosen, METHODS[job["method"]](), steps, device()))
+        method = {**METHODS, **IDEAS}[job["method"]]()
+        return measures(train(images, model, chosen, method, steps, device()))
 
 
 def jobs(options: argparse.Namespace) -> Iterator[Job]:

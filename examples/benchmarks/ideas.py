@@ -50,6 +50,12 @@ class Tail:
         return kept, weights / weights.mean()
 
 
+def larger_steps(progress: Progress) -> Choice:
+    """All data, every loss weighed as `infobatch` weighs on average: larger steps and nothing else."""
+    weight = 1 / (1 - progress.recipe.fraction)
+    return everything(progress)[0], torch.full((progress.size,), weight)
+
+
 def inclusion(norms: Tensor, keep: int, least: float = 0.5) -> Tensor:
     """Chances of inclusion that sum to ``keep``: proportional to the norms, within bounds.
 
@@ -118,6 +124,7 @@ IDEAS: dict[str, Callable[[], Method]] = {
     "influence, redrawn, full end": lambda: FullEnd(Influence(redraw_every=1)),
     "random, redrawn, full end": lambda: FullEnd(redrawn_random),
     "InfoBatch, full end": lambda: FullEnd(infobatch),
+    "fewer epochs, larger steps": lambda: larger_steps,
     "influence, tail": Tail,
     "influence, whole network": lambda: Once(whole_network),
 }

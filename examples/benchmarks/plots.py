@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import mean, stdev
 
 from accuracy_report import priced
+from ideas import IDEAS
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -71,7 +72,7 @@ def draw(axes: Axes, curves: dict[str, Curve]) -> None:
             for _, level, _ in curve:
                 axes.axhline(level, color="black", linewidth=0.8, linestyle=":", label=method)
         elif curve:
-            number, ours = list(METHODS).index(method), method.startswith("influence")
+            number, ours = [*METHODS, *IDEAS].index(method), method.startswith("influence")
             axes.errorbar(
                 *zip(*curve, strict=True), label=method, color=colormaps["tab20"](number % 20),
                 elinewidth=0.7, linewidth=2 if ours else 1, marker="osv^DPX"[number % 7],
