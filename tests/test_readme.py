@@ -50,6 +50,8 @@ def test_every_example_and_name_in_it_exists():
         ("accuracy", "accuracy_report"),
         ("warmup", "accuracy_report"),
         ("consistency", "consistency_report"),
+        ("transfer", "transfer"),
+        ("finetuning", "finetuning"),
     ],
 )
 def test_tables_are_those_of_the_committed_results(name, module):
