@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from methods import METHODS
 from results import Row, Runs, grouped, points
 
+COLORS = [colormaps[name](number) for name in ("tab20", "tab20b") for number in range(20)]
 Curve = list[tuple[float, float, float]]
 """Places, means and standard errors."""
 
@@ -74,7 +75,7 @@ def draw(axes: Axes, curves: dict[str, Curve]) -> None:
         elif curve:
             number, ours = [*METHODS, *IDEAS].index(method), method.startswith("influence")
             axes.errorbar(
-                *zip(*curve, strict=True), label=method, color=colormaps["tab20"](number % 20),
+                *zip(*curve, strict=True), label=method, color=COLORS[number],
                 elinewidth=0.7, linewidth=2 if ours else 1, marker="osv^DPX"[number % 7],
                 markersize=5,
             )  # fmt: skip
