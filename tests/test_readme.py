@@ -51,6 +51,7 @@ def test_every_example_and_name_in_it_exists():
         ("warmup", "accuracy_report"),
         ("consistency", "consistency_report"),
         ("transfer", "transfer"),
+        ("pools", "pools_report"),
         ("finetuning", "finetuning"),
     ],
 )
