@@ -49,6 +49,7 @@ def test_every_example_and_name_in_it_exists():
     [
         ("accuracy", "accuracy_report"),
         ("warmup", "accuracy_report"),
+        ("longer", "accuracy_report"),
         ("consistency", "consistency_report"),
         ("transfer", "transfer"),
         ("pools", "pools_report"),
