@@ -1,10 +1,11 @@
 """The scripts of the accuracy benchmarks run, and their results are whole, not mixed, and well reported."""
 
 import json
+from statistics import pvariance
 from types import SimpleNamespace
 
 import pytest
-from accuracy_report import cost_of, over_all, priced
+from accuracy_report import cost_of, over_all, priced, times
 from accuracy_report import tables as accuracy_tables
 from conftest import ROOT, run_python
 from PIL import Image
@@ -172,3 +173,15 @@ def test_tables_show_only_methods_that_ran():
         "fewer epochs",
         "random",
     ]
+
+
+def test_times_have_the_error_of_leaving_a_seed_out():
+    rows = [row("all data", 0.0, seed, 0.80) for seed in range(3)]
+    rows += [row("m", 0.4, seed, accuracy, 5.0, samples=50)
+             for seed, accuracy in enumerate((0.70, 0.75, 0.77))]  # fmt: skip
+    cell = next(line for line in markdown(times(rows)).splitlines() if "| m |" in line)
+    # The line to 0.795 from the mean accuracy a at half the cost: 0.5 + 0.5 (0.795 - a) / (0.80 - a).
+    means = [(0.75 + 0.77) / 2, (0.70 + 0.77) / 2, (0.70 + 0.75) / 2]
+    shares = [50 + 50 * (0.795 - a) / (0.80 - a) for a in means]
+    error = (2 * pvariance(shares)) ** 0.5
+    assert cell.split("|")[2].strip() == f"96 ± {error:.0f}"

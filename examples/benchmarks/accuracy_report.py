@@ -116,7 +116,11 @@ def shares(rows: list[Row]) -> dict[str, list[float]]:
 def times(rows: list[Row]) -> Table:
     """Shares of all data's cost, with the jackknife's standard error over the seeds."""
     seeds = {row["seed"] for row in rows if row["method"] == "all data"}
-    without = [shares([row for row in rows if row["seed"] in seeds - {seed}]) for seed in seeds]
+    without = [
+        shares([row for row in rows if row["seed"] in seeds - {seed}])
+        for seed in seeds
+        if len(seeds) > 1
+    ]
     names = (f"{cost} to -{below}" for cost in ("seconds", "samples") for below in POINTS)
     shown = Table("% of all data's", *names)
     for method, values in shares(rows).items():
