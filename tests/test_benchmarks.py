@@ -9,7 +9,7 @@ from corrupting import POOLS
 from data import digits as digit_images
 from ideas import FullEnd, inclusion, projected_gradients
 from methods import METHODS, coverage, everything
-from models import convmixer, plain_cnn, resnet9, tiny_resnet
+from models import convmixer, plain_cnn, resnet9, resnet18, tiny_resnet
 from pools import good_first
 from torch import nn
 from training import Progress, Recipe, fresh, train
@@ -230,7 +230,7 @@ def test_near_copies_resemble_an_image_that_stays(images):
         assert good_y[nearest] == label
 
 
-@pytest.mark.parametrize("build", [tiny_resnet, plain_cnn, convmixer, resnet9])
+@pytest.mark.parametrize("build", [tiny_resnet, plain_cnn, convmixer, resnet9, resnet18])
 def test_networks_take_small_color_images(build):
     outputs = build(3, 10)(torch.rand(2, 3, 32, 32))
     assert outputs.shape == (2, 10)
