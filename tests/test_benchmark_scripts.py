@@ -9,6 +9,7 @@ from accuracy_report import cost_of, over_all, priced, times
 from accuracy_report import tables as accuracy_tables
 from conftest import ROOT, run_python
 from PIL import Image
+from pools_report import accuracies as pool_accuracies
 from results import Results, markdown, points, read, spread
 from scipy.stats import spearmanr
 from setting import load_all
@@ -185,3 +186,14 @@ def test_times_have_the_error_of_leaving_a_seed_out():
     shares = [50 + 50 * (0.795 - a) / (0.80 - a) for a in means]
     error = (2 * pvariance(shares)) ** 0.5
     assert cell.split("|")[2].strip() == f"96 ± {error:.0f}"
+
+
+def test_a_missing_baseline_leaves_its_column_empty():
+    rows = [
+        {**row(method, 0.4, 0, accuracy), "pool": "p", "kept_bad": 0.2}
+        for method, accuracy in (("random", 0.5), ("influence", 0.6))
+    ]
+    lines = markdown(pool_accuracies(rows)).splitlines()
+    cells = [cell.strip() for cell in lines[-1].split("|")[1:-1]]
+    assert cells[1] == "influence"
+    assert cells[-2:] == ["", "+10.0"]

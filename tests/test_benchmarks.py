@@ -7,7 +7,7 @@ import pytest
 import torch
 from corrupting import POOLS
 from data import digits as digit_images
-from ideas import FullEnd, inclusion, projected_gradients
+from ideas import FullEnd, inclusion, larger_steps, projected_gradients, whole_network
 from methods import METHODS, coverage, everything
 from models import convmixer, plain_cnn, resnet9, resnet18, tiny_resnet
 from pools import good_first
@@ -188,6 +188,26 @@ def test_whole_network_gradients_are_projected(images):
         ):
             expected[i] += part.flatten() @ matrix / 6**0.5
     assert torch.allclose(rows, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_set_of_the_whole_network_balances_its_gradients(images):
+    progress = Progress(images, RECIPE, fresh(images, tiny_resnet, 0), steps=1)
+    kept = whole_network(progress, dimensions=8)
+    assert len(kept.unique()) == len(kept) == 180
+    rows = projected_gradients(progress, dimensions=8)
+    rows = rows - rows.mean(0)
+    generator = torch.Generator().manual_seed(2)
+    random = [rows[torch.randperm(300, generator=generator)[:180]].sum(0).norm() for _ in range(9)]
+    assert rows[kept].sum(0).norm() < 0.1 * torch.stack(random).median()
+
+
+def test_larger_steps_weigh_as_infobatch_does_on_average(progress):
+    kept, weights = larger_steps(progress)
+    assert torch.equal(kept, torch.arange(300))
+    means = []
+    for progress.epoch in range(200):
+        means.append(float(METHODS["InfoBatch"]()(progress)[1].mean()))
+    assert float(weights.mean()) == pytest.approx(sum(means) / 200, rel=0.01)
 
 
 @pytest.mark.parametrize(

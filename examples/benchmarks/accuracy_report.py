@@ -116,18 +116,15 @@ def shares(rows: list[Row]) -> dict[str, list[float]]:
 def times(rows: list[Row]) -> Table:
     """Shares of all data's cost, with the jackknife's standard error over the seeds."""
     seeds = {row["seed"] for row in rows if row["method"] == "all data"}
-    without = [
-        shares([row for row in rows if row["seed"] in seeds - {seed}])
-        for seed in seeds
-        if len(seeds) > 1
-    ]
+    others = [seeds - {seed} for seed in seeds] if len(seeds) > 1 else []
+    without = [shares([row for row in rows if row["seed"] in kept]) for kept in others]
     names = (f"{cost} to -{below}" for cost in ("seconds", "samples") for below in POINTS)
     shown = Table("% of all data's", *names)
     for method, values in shares(rows).items():
         if method == "all data":
             continue
         cells = [f"{100 * value:.0f}" for value in values]
-        if len(seeds) > 1 and all(method in found for found in without):
+        if without and all(method in found for found in without):
             left_out = zip(*(found[method] for found in without), strict=True)
             errors = (100 * ((len(seeds) - 1) * pvariance(values)) ** 0.5 for values in left_out)
             cells = [f"{cell} ± {error:.0f}" for cell, error in zip(cells, errors, strict=True)]

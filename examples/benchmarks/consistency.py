@@ -96,10 +96,9 @@ class Deep:
 
     def _trained_in_full(self, seed: int) -> tuple[Scores, Head]:
         model = self._train(None, seed, order=seed)
-        half = recipe(
-            self._options, 0.5, seed, warm=False
-        )  # of which measuring takes the weight decay
-        scores = pruner(Progress(self._images, half, model, 0)).measure(model)
+        # Measuring takes the weight decay alone from the recipe, but a budget wants a fraction.
+        any_fraction = recipe(self._options, 0.5, seed, warm=False)
+        scores = pruner(Progress(self._images, any_fraction, model, 0)).measure(model)
         assert scores is not None
         return scores, head_of(model, self._images)
 
