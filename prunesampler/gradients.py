@@ -3,29 +3,53 @@
 For a linear layer used once per sample, ``z = W a + b``, the gradient of sample i's loss by (W, b) is
 ``delta_i ⊗ [a_i, 1]`` with ``delta_i`` the gradient by z. So a hook on the layer is all it takes: no
 backward pass runs through the rest of the network.
+
+A layer may also be applied at several positions of a sample, as a classifier of every token of which
+one is picked, or a 1 x 1 convolution whose outputs are pooled. Where the loss sees only a weighted sum
+``z_i = sum over p of w_ip (W a_ip + b)`` of the outputs, that is a linear layer too, with inputs
+``sum over p of w_ip [a_ip, 1]``: the gradient is still rank one. Whether it is so is checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunesampler.batches import classes_in
+from prunesampler.heads import (
+    CONVOLUTIONS,
+    PER_TOKEN,
+    ROUNDING,
+    Losses,
+    as_rows,
+    check_unreduced,
+    computes_linear,
+    find_layer,
+    first_argument,
+    linear_output,
+)
 from prunesampler.losses import ClosedFormLoss, CrossEntropy, Derivatives
+from prunesampler.positions import (
+    curvature_lines_up,
+    depends_on_others,
+    gradient,
+    shares_in,
+    summed,
+    weights_in,
+)
 from prunesampler.samples import DenseHessian, SampleGradients
 
-ROUNDING = 0.05
-"""Largest relative difference between a layer's output under autocast and in full precision."""
 MAX_DENSE_OUTPUTS = 128
 """Widest layer whose per-sample Hessians, C * C numbers each, are taken by automatic differentiation."""
-
-Losses = Callable[[nn.Module, Any], Tensor]
-"""``losses(model, batch)`` returns one unreduced loss per sample, shape (b,)."""
+CHECKED = 1e-2
+"""Largest relative difference from what autograd finds, in full precision."""
+ALIGNED = 1e-3
+"""Largest relative difference, in full precision, between what lines up and what is computed."""
 
 
 class GradientSource(Protocol):
@@ -37,53 +61,83 @@ class GradientSource(Protocol):
 
 @dataclass
 class _Tap:
-    """A hook that keeps a layer's input, and makes its output a leaf from which autograd runs on."""
+    """A hook that keeps a layer's input, and makes its output a leaf from which autograd runs on.
+
+    Attributes:
+        inputs: shape (b, P, D), without the one for the bias.
+        outputs: the leaf, shape (b, P, C), in full precision.
+        given: what the rest of the network goes on with.
+        bias: whether the layer has one.
+        rounded: whether the rest of the network computes in sixteen bits.
+    """
 
     name: str
     inputs: Tensor | None = None
     outputs: Tensor | None = None
+    given: Tensor | None = None
+    bias: bool = True
+    rounded: bool = False
 
     def __call__(
-        self, layer: nn.Linear, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
+        self, layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any
     ) -> Tensor:
         if self.inputs is not None:
             raise ValueError(
                 f"layer {self.name!r} runs more than once in a forward pass, so its gradient is not "
                 "rank one; choose another with head=, or pass gradients="
             )
-        inputs = (args[0] if args else named["input"]).detach()
-        if inputs.dim() != 2:
+        inputs = first_argument(args, named)
+        if not computes_linear(layer, inputs, output):
             raise ValueError(
-                f"layer {self.name!r} gets inputs of shape {tuple(inputs.shape)}, not (batch, "
-                "features), so its gradient is not rank one; choose a layer behind the pooling "
-                "with head=, or pass gradients="
+                f"layer {self.name!r} ({type(layer).__name__}) does not return its weight times its "
+                "input plus its bias for inputs of shape (batch, ..., features) (another hook or a "
+                "wrapper changes it, or it has a form of its own), so its gradient has another form; "
+                "choose another with head=, or pass gradients="
             )
         # The layer runs again in full precision: under autocast its output would be rounded to
         # eight bits, and gradients of easy samples are differences of such numbers.
         with torch.autocast(inputs.device.type, enabled=False):
             wide = torch.promote_types(inputs.dtype, torch.float32)
-            bias = None if layer.bias is None else layer.bias.detach().to(wide)
-            self.inputs = inputs.to(wide)
-            outputs = F.linear(self.inputs, layer.weight.detach().to(wide), bias)
-            if (output.detach().to(wide) - outputs).norm() > ROUNDING * outputs.norm():
-                raise ValueError(
-                    f"layer {self.name!r} does not return its weight times its input plus its bias "
-                    "(another hook or a wrapper changes it), so its gradient has another form; "
-                    "choose another with head=, or pass gradients="
-                )
+            self.inputs = as_rows(inputs.detach(), layer).to(wide, copy=True)
+            outputs = linear_output(layer, self.inputs)
+        self.bias = getattr(layer, "bias", None) is not None
         self.outputs = outputs.requires_grad_()
         torch.set_grad_enabled(True)  # ends with the no_grad around the whole pass
+        shaped = outputs.transpose(1, 2) if isinstance(layer, CONVOLUTIONS) else outputs
+        mixed = torch.is_autocast_enabled(inputs.device.type)  # then the next layer takes any
+        self.rounded = mixed or output.element_size() <= 2
+        self.given = shaped.reshape(output.shape).to(wide if mixed else output.dtype)
+        return self.given.clone()  # an activation behind it may work in place
+
+    @property
+    def leaf(self) -> Tensor:
+        """The layer's outputs.
+
+        Raises:
+            ValueError: when it did not run.
+        """
+        if self.outputs is None:
+            raise ValueError(
+                f"layer {self.name!r} did not run in the forward pass; choose another with head="
+            )
         return self.outputs
 
+    @property
+    def tolerance(self) -> float:
+        """What counts as lining up, in the precision that the network goes on with."""
+        return ROUNDING if self.rounded else ALIGNED
+
     def saw(self, outputs: Tensor) -> bool:
-        """Whether the model's output is the layer's output and nothing more."""
-        if self.outputs is None or outputs.numel() != self.outputs.numel():
+        """Whether the model's output is the layer's output at one position and nothing more."""
+        if self.given is None or self.outputs is None or self.outputs.shape[1] != 1:
             return False
-        return torch.equal(outputs.reshape(self.outputs.shape).to(self.outputs), self.outputs)
+        if len(outputs) != len(self.given) or outputs.numel() != self.given.numel():
+            return False
+        return torch.equal(outputs.reshape(self.given.shape).to(self.given), self.given)
 
 
 @contextmanager
-def _attached(layer: nn.Linear, tap: _Tap) -> Iterator[_Tap]:
+def _attached(layer: nn.Module, tap: _Tap) -> Iterator[_Tap]:
     handle = layer.register_forward_hook(tap, with_kwargs=True)
     try:
         with torch.no_grad():
@@ -94,16 +148,18 @@ def _attached(layer: nn.Linear, tap: _Tap) -> Iterator[_Tap]:
 
 @dataclass(frozen=True)
 class HeadGradients:
-    """Gradients of the losses by one ``nn.Linear``.
+    """Gradients of the losses by one linear layer.
 
     Args:
-        head: the layer, a module of the model or its name.
+        head: the layer, a module of the model or its name: an ``nn.Linear``, a 1 x 1 convolution, or
+            any module with a weight matrix that returns ``W a + b``.
         losses: per-sample loss. The closed forms of ``prunesampler.losses`` are used as such when
-            the layer's output is the model's output; everything else, any function ``(model, batch)
-            -> (b,)``, is differentiated automatically through the layer's output.
+            the model's output is the layer's output, or a weighted sum of it over positions;
+            everything else, any function ``(model, batch) -> (b,)``, is differentiated automatically
+            through the layer's output.
     """
 
-    head: nn.Linear | str
+    head: nn.Module | str
     losses: Losses = field(default_factory=CrossEntropy)
 
     def __call__(self, model: nn.Module, batch: Any) -> SampleGradients:
@@ -114,148 +170,148 @@ class HeadGradients:
             batch: whatever ``losses`` takes.
 
         Raises:
-            ValueError: when the layer does not run once per sample on inputs of shape (b, features),
-                or the losses are not one number per sample.
+            ValueError: when the layer is not trained, does not run once per sample, is applied at
+                positions that the loss does not merely sum, or the losses are not one number per
+                sample.
         """
         name, layer = find_layer(model, self.head)
         tap = _Tap(name)
-        labels: Tensor | None = None
         with _attached(layer, tap):
             if not isinstance(self.losses, ClosedFormLoss):
-                derivatives = _differentiate(self.losses(model, batch), tap)
+                derivatives, weights = _differentiate(self.losses(model, batch), tap)
+                labels = classes_in(batch, *derivatives.delta.shape)
             else:
                 outputs, targets = self.losses.outputs_and_targets(model, batch)
                 labels = self.losses.classes(targets)
-                if tap.saw(outputs):
-                    assert tap.outputs is not None
-                    derivatives = self.losses.derivatives(tap.outputs.detach(), targets)
+                closed = _position_weights(outputs, tap)
+                if closed is None:
+                    derivatives, weights = _differentiate(self.losses.values(outputs, targets), tap)
                 else:
-                    derivatives = _differentiate(self.losses.values(outputs, targets), tap)
-        assert tap.inputs is not None
-        ones = tap.inputs.new_ones(len(tap.inputs), 1)
-        inputs = tap.inputs if layer.bias is None else torch.cat([tap.inputs, ones], dim=1)
+                    outputs, weights = closed
+                    derivatives = self.losses.derivatives(outputs, targets)
         return SampleGradients(
-            derivatives.delta, inputs, derivatives.hessian, derivatives.losses.detach(), labels
+            derivatives.delta,
+            _summed_inputs(tap, weights),
+            derivatives.hessian,
+            derivatives.losses.detach(),
+            labels,
         )
 
 
-def _differentiate(values: Tensor, tap: _Tap) -> Derivatives:
-    """Gradient and Hessian of the losses by the layer's output, by automatic differentiation."""
-    outputs = tap.outputs
-    if outputs is None:
+def _summed_inputs(tap: _Tap, weights: Tensor | None) -> Tensor:
+    """The layer's inputs with the one for the bias, summed over positions, shape (b, D)."""
+    assert tap.inputs is not None
+    ones = tap.inputs.new_ones(*tap.inputs.shape[:2], 1)
+    inputs = torch.cat([tap.inputs, ones], dim=2) if tap.bias else tap.inputs
+    return inputs[:, 0] if weights is None else summed(inputs, weights)
+
+
+def _position_weights(outputs: Tensor, tap: _Tap) -> tuple[Tensor, Tensor | None] | None:
+    """Weights w with which the model's output is the sum over positions of the layer's outputs.
+
+    Returns:
+        That sum in full precision, shape (b, C), and w, shape (b, P), or None instead of w where
+        both are the same; None where the model's output is anything else.
+    """
+    leaf = tap.leaf
+    if tap.saw(outputs):
+        return leaf.detach()[:, 0], None
+    if outputs.shape != (len(leaf), leaf.shape[2]) or not outputs.requires_grad:
+        return None
+    tolerance = ALIGNED if outputs.element_size() > 2 else ROUNDING
+    weights = weights_in(outputs, leaf, max(tolerance, tap.tolerance))
+    return None if weights is None else (summed(leaf.detach(), weights), weights)
+
+
+def _differentiate(values: Tensor, tap: _Tap) -> tuple[Derivatives, Tensor | None]:
+    """Gradient and Hessian of the losses by the layer's output, by automatic differentiation.
+
+    Returns:
+        Both for the sum over positions, and the weights of the positions, shape (b, P), or None where
+        there is only one.
+    """
+    leaf = tap.leaf
+    _check_values(values, tap)
+    (by_position,) = torch.autograd.grad(
+        values.sum(), leaf, create_graph=True, materialize_grads=True
+    )
+    delta = by_position.sum(1)
+    weights = None
+    if leaf.shape[1] > 1:
+        weights = shares_in(by_position.detach(), tap.tolerance)
+    rows = [gradient(delta[:, c].sum(), leaf).sum(1) for c in range(leaf.shape[2])]
+    hessian = torch.stack(rows, dim=1)
+    hessian = (hessian + hessian.transpose(1, 2)) / 2
+    if leaf.shape[1] > 1 and (
+        weights is None
+        or not curvature_lines_up(by_position, leaf, weights, hessian, tap.tolerance)
+    ):
         raise ValueError(
-            f"layer {tap.name!r} did not run in the forward pass; choose another with head="
+            f"layer {tap.name!r} is applied at {leaf.shape[1]} positions of each sample, whose "
+            "gradients do not line up (a loss per token, or an activation between the layer and its "
+            f"pooling), so a sample's gradient is not rank one: {PER_TOKEN}; choose a layer behind "
+            "the pooling with head=, or pass gradients="
         )
-    size, width = outputs.shape
-    check_unreduced(values, size)
+    kept = Derivatives(values.detach().to(leaf), delta.detach(), DenseHessian(hessian))
+    return kept, weights
+
+
+def _check_values(values: Tensor, tap: _Tap) -> None:
+    """Check that there is one loss per sample, each of that sample's outputs alone."""
+    rows, _, width = tap.leaf.shape
+    if isinstance(values, Tensor) and values.dim() == 1 and len(values) != rows:
+        raise ValueError(
+            f"layer {tap.name!r} ran on {rows} rows for {len(values)} samples (tokens, views or "
+            "choices as rows, or a batch in another dimension), so a sample's gradient is not rank "
+            "one; choose another with head=, or pass gradients="
+        )
+    check_unreduced(values, rows)
     if width > MAX_DENSE_OUTPUTS:
         raise ValueError(
             f"a loss without closed form needs {width} x {width} numbers per sample for the "
             f"{width} outputs of layer {tap.name!r}, above {MAX_DENSE_OUTPUTS} outputs; use a "
-            "closed form of prunesampler.losses"
+            "closed form of prunesampler.losses, which takes a batch of any form with "
+            "CrossEntropy(run=lambda model, batch: (logits, targets))"
         )
     if not values.requires_grad:
         raise ValueError(
             f"the losses do not depend on the output of layer {tap.name!r}, or were detached; "
             "return them as they are computed, or choose another layer with head="
         )
-    (delta,) = torch.autograd.grad(values.sum(), outputs, create_graph=True, materialize_grads=True)
-    rows = [_gradient(delta[:, c].sum(), outputs) for c in range(width)]
-    hessian = torch.stack(rows, dim=1)
-    hessian = (hessian + hessian.transpose(1, 2)) / 2
-    return Derivatives(values.detach().to(outputs), delta.detach(), DenseHessian(hessian))
+    if depends_on_others(values, tap.leaf, tap.tolerance):
+        raise ValueError(
+            f"a sample's loss depends on what layer {tap.name!r} returns for other samples (a "
+            "contrastive loss, or batch statistics behind the layer), so it has no gradient of its "
+            "own; choose another layer with head=, or pass gradients="
+        )
 
 
-def _gradient(value: Tensor, by: Tensor) -> Tensor:
-    if not value.requires_grad:  # the loss is linear in the output
-        return torch.zeros_like(by)
-    return torch.autograd.grad(value, by, retain_graph=True, materialize_grads=True)[0].detach()
+def check_gradient(source: HeadGradients, model: nn.Module, batch: Any) -> None:
+    """Hold a batch's gradients against those that autograd finds for the layer's weight.
 
-
-def check_unreduced(values: Tensor, size: int) -> None:
-    """Check that there is one loss per sample.
+    Finds whatever changes a weight on its way into the layer's output, as a normalisation does that
+    happens to change nothing at the moment.
 
     Raises:
-        ValueError: when there is not.
+        ValueError: when they differ.
     """
-    if not isinstance(values, Tensor) or values.shape != (size,):
-        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+    name, layer = find_layer(model, source.head)
+    weight = layer._parameters["weight"]
+    if weight is None or not weight.requires_grad:
+        return
+    measured = source(model, batch)
+    with torch.enable_grad():
+        values = source.losses(model, batch)
+        (found,) = torch.autograd.grad(values.sum(), weight, materialize_grads=True)
+    found = found.flatten(1).to(measured.inputs)
+    predicted = measured.delta.T @ measured.inputs[:, : found.shape[1]]
+    tolerance = CHECKED if weight.element_size() > 2 else 2 * ROUNDING
+    # Where all samples are easy, what automatic differentiation leaves of them is rounding.
+    rounding = 1e-5 * float(measured.inputs.norm(dim=1).sum())
+    if (found - predicted).norm() > tolerance * found.norm() + rounding:
         raise ValueError(
-            f"losses must return one loss per sample, shape ({size},), got {shape}: the loss is "
-            'already reduced or has extra dimensions; use reduction="none" and average over '
-            "everything but the samples"
+            f"layer {name!r} ({type(layer).__name__}) has another gradient than its outputs tell: its "
+            "weight is changed on the way, as by a normalisation, or used elsewhere too, so choose "
+            "another with head=, or pass gradients=; or losses= holds a term in the weight itself, as "
+            "a penalty: leave it out"
         )
-
-
-def find_layer(model: nn.Module, head: nn.Linear | str) -> tuple[str, nn.Linear]:
-    """Name and module of a layer given by either.
-
-    Raises:
-        ValueError: when the model has no such layer.
-        TypeError: when it is not an ``nn.Linear``.
-    """
-    modules = dict(model.named_modules())
-    names = [n for n, m in modules.items() if (n == head if isinstance(head, str) else m is head)]
-    if not names:
-        linear = [n for n, m in modules.items() if isinstance(m, nn.Linear)]
-        raise ValueError(
-            f"the model has no layer {head!r} to score; its linear layers are {linear or 'none'}"
-        )
-    layer = modules[names[0]]
-    if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
-        raise TypeError(
-            f"head {names[0]!r} is {type(layer).__name__}, which does not compute what nn.Linear "
-            "does: only a linear layer's influence has the closed form used here; choose one with "
-            "head=, or pass gradients="
-        )
-    return names[0], layer
-
-
-@dataclass
-class _Cut:
-    """A hook that makes a layer's output a leaf, so that autograd stops there."""
-
-    leaves: list[Tensor] = field(default_factory=list)
-
-    def __call__(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor:
-        del layer, args
-        self.leaves.append(output.detach().requires_grad_())
-        return self.leaves[-1]
-
-
-def find_head(model: nn.Module, batch: Any, losses: Losses) -> str:
-    """Name of the last ``nn.Linear`` that runs: the one with no other between it and the loss.
-
-    Every linear layer's output is cut from the graph; only those that the loss still depends on
-    are last.
-
-    Raises:
-        ValueError: when there is none, or several that cannot be told apart.
-    """
-    cuts = {n: _Cut() for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    modules = dict(model.named_modules())
-    handles = [modules[name].register_forward_hook(cut) for name, cut in cuts.items()]
-    try:
-        with torch.enable_grad():
-            values = losses(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not isinstance(values, Tensor):
-        check_unreduced(values, 1)
-    ran = {name: cut.leaves for name, cut in cuts.items() if cut.leaves}
-    leaves = [leaf for found in ran.values() for leaf in found]
-    if not leaves or not values.requires_grad:
-        raise ValueError(
-            f"no nn.Linear leads to the loss of {type(model).__name__} (linear layers: "
-            f"{list(cuts) or 'none'}); choose the layer with head=, or pass gradients="
-        )
-    gradients = torch.autograd.grad(values.sum(), leaves, allow_unused=True)
-    reached = {id(leaf) for leaf, g in zip(leaves, gradients, strict=True) if g is not None}
-    last = [name for name, found in ran.items() if any(id(leaf) in reached for leaf in found)]
-    if len(last) != 1:
-        raise ValueError(
-            f"the loss depends on {len(last)} last linear layers that cannot be told apart: {last}; "
-            "choose one with head="
-        )
-    return str(last[0])

@@ -7,7 +7,7 @@ differentiates it automatically.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -15,7 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunesampler.batches import model_output, run_batch, targets_of
+from prunesampler.heads import PER_TOKEN
 from prunesampler.samples import DiagonalHessian, OutputHessian, SoftmaxHessian
+
+PROBABILITY = 1e-2
+"""How far a row of probabilities, in whatever precision, may be from summing to one."""
 
 
 class Derivatives(NamedTuple):
@@ -50,42 +55,17 @@ class ClosedFormLoss(Protocol):
         """Loss, gradient and Hessian of every sample, from outputs of shape (b, C)."""
 
 
-def model_output(output: Any) -> Tensor:
-    """The tensor of a model's output: itself, or its ``logits``.
-
-    Raises:
-        TypeError: when it is neither.
-    """
-    logits = output.get("logits") if isinstance(output, Mapping) else output
-    logits = getattr(logits, "logits", logits)
-    if not isinstance(logits, Tensor):
-        raise TypeError(
-            f"the model returned {type(output).__name__}, neither a tensor nor an object with "
-            "`.logits`; pass losses=, a function (model, batch) -> one loss per sample"
-        )
-    return logits
-
-
-def run_batch(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-    """Run the model on ``(x, y)``, or on a mapping with ``labels``; return outputs and targets.
-
-    Raises:
-        TypeError: for a batch of any other form.
-    """
-    if isinstance(batch, Mapping) and "labels" in batch:
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
-        return model_output(model(**inputs)), batch["labels"]
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return model_output(model(batch[0])), batch[1]
-    keys = f" with keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else ""
-    raise TypeError(
-        f"the default loss takes a batch (x, y) or a mapping with 'labels', got "
-        f"{type(batch).__name__}{keys}; pass losses=, a function (model, batch) -> one loss per sample"
-    )
-
-
+@dataclass(frozen=True, kw_only=True)
 class _OutputLoss:
-    """Calling and running, the same for every closed form."""
+    """Calling and running, the same for every closed form.
+
+    Args:
+        run: ``run(model, batch)`` returns the model's output, shape (b, C) or an object with
+            ``.logits``, and the targets, for batches and models of any form. Default: the batch is
+            ``(x, y)``, or a mapping with ``labels``.
+    """
+
+    run: Callable[[nn.Module, Any], tuple[Any, Tensor]] | None = None
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """One unreduced loss per sample, shape (b,)."""
@@ -93,8 +73,20 @@ class _OutputLoss:
         return self.values(outputs, targets)
 
     def outputs_and_targets(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """Run the model on ``(x, y)`` or on a mapping with ``labels``."""
-        return run_batch(model, batch)
+        """Run the model, by ``run`` or on a batch of the default form.
+
+        Raises:
+            TypeError: when ``run`` does not return outputs and targets.
+        """
+        if self.run is None:
+            return run_batch(model, batch)
+        returned = self.run(model, batch)
+        if not isinstance(returned, (tuple, list)) or len(returned) != 2:
+            raise TypeError(
+                f"run= must return (logits, targets), got {type(returned).__name__}; return the "
+                "model's output and the batch's targets, not a loss"
+            )
+        return model_output(returned[0]), targets_of(returned[1])
 
     def classes(self, targets: Tensor) -> Tensor | None:
         """None: these targets are no classes."""
@@ -115,8 +107,9 @@ class _OutputLoss:
 class CrossEntropy(_OutputLoss):
     """Softmax cross-entropy, as ``torch.nn.CrossEntropyLoss`` with ``reduction="none"``.
 
-    Targets are class indices, shape (b,), or class probabilities, shape (b, C). The objective is the
-    mean of these losses over samples; torch's own mean divides by the sum of class weights instead.
+    Targets are class indices, shape (b,), or class probabilities, shape (b, C), one-hot or not. The
+    objective is the mean of these losses over samples; torch's own mean divides by the sum of class
+    weights instead.
 
     Args:
         weight: class weights, shape (C,).
@@ -127,8 +120,11 @@ class CrossEntropy(_OutputLoss):
     label_smoothing: float = 0.0
 
     def classes(self, targets: Tensor) -> Tensor | None:
-        """The targets, where they are class indices."""
-        return targets.long() if targets.dim() == 1 else None
+        """The targets, where they are class indices or one-hot."""
+        if targets.dim() != 2:
+            return targets.long() if targets.dim() == 1 else None
+        sure = bool(((targets == 1).sum(1) == 1).all() and ((targets != 0).sum(1) == 1).all())
+        return targets.argmax(1) if sure else None
 
     @property
     def lipschitz(self) -> float:
@@ -190,6 +186,12 @@ class BinaryCrossEntropy(_OutputLoss):
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of every sample, shape (b,)."""
         outputs, targets = _match(outputs, targets)
+        if ((targets < 0) | (targets > 1)).any():
+            raise ValueError(
+                f"binary cross-entropy takes targets from 0 to 1, got {float(targets.min()):.4g} to "
+                f"{float(targets.max()):.4g}; for class labels use CrossEntropy(), for regression "
+                "SquaredError()"
+            )
         weight = None if self.pos_weight is None else self.pos_weight.to(outputs)
         return F.binary_cross_entropy_with_logits(
             outputs, targets, pos_weight=weight, reduction="none"
@@ -228,10 +230,16 @@ class SquaredError(_OutputLoss):
 
 def _checked_classes(outputs: Tensor, targets: Tensor) -> Tensor:
     """Targets as int64 classes (b,) or probabilities (b, C)."""
+    if outputs.dim() > 2:
+        raise ValueError(
+            "cross-entropy takes outputs of shape (batch, classes), got one output per token or "
+            f"position, {tuple(outputs.shape)}: {PER_TOKEN}; prune a model with one output per sample"
+        )
     if outputs.dim() != 2 or outputs.shape[1] < 2:
         raise ValueError(
             "cross-entropy takes outputs of shape (batch, classes) with at least 2 classes, got "
-            f"{tuple(outputs.shape)}; pass losses= for another task, BinaryCrossEntropy() for one output"
+            f"{tuple(outputs.shape)}; pass losses=BinaryCrossEntropy() for yes-or-no answers, "
+            "SquaredError() for regression"
         )
     # One row of logits may sum to 1 by chance.
     if (
@@ -245,7 +253,7 @@ def _checked_classes(outputs: Tensor, targets: Tensor) -> Tensor:
         )
     classes = outputs.shape[1]
     if targets.is_floating_point() and targets.shape == outputs.shape:
-        return targets
+        return _checked_probabilities(targets)
     if targets.is_floating_point() or targets.dim() != 1 or len(targets) != len(outputs):
         raise ValueError(
             f"targets must be class labels, integers of shape ({len(outputs)},), or probabilities of "
@@ -260,6 +268,21 @@ def _checked_classes(outputs: Tensor, targets: Tensor) -> Tensor:
             f"0 to {classes - 1}; correct the labels or the layer"
         )
     return targets.long()
+
+
+def _checked_probabilities(targets: Tensor) -> Tensor:
+    """Targets of shape (b, C), if every row is a distribution."""
+    sums = targets.double().sum(1)
+    wrong = ((sums - 1).abs() > PROBABILITY) | (targets < -PROBABILITY).any(1)
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        raise ValueError(
+            "floating-point targets of the outputs' shape are class probabilities for cross-entropy, "
+            f"but row {first} sums to {float(sums[first]):.4g} with a smallest value of "
+            f"{float(targets[first].min()):.4g}; for several yes-or-no answers pass "
+            "losses=BinaryCrossEntropy(), for regression SquaredError()"
+        )
+    return targets
 
 
 def _match(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

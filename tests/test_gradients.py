@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunesampler import BinaryCrossEntropy, CrossEntropy, HeadGradients, SquaredError
-from prunesampler.gradients import find_head
+from prunesampler.heads import find_head
 from prunesampler.samples import DenseHessian, SoftmaxHessian
 
 LOSS = CrossEntropy()
@@ -87,14 +87,18 @@ class Tempered(nn.Module):
         return 3 * self.head(x)
 
 
-def test_a_closed_form_is_not_used_behind_other_operations(few_digits):
+def test_a_closed_form_is_used_behind_a_scale_and_not_behind_other_operations(few_digits):
     batch = few_digits[:]
     model = Tempered()
     found = HeadGradients("head", LOSS)(model, batch)
-    assert isinstance(found.hessian, DenseHessian)
-    outputs = model(batch[0]).detach()
-    expected = 3 * LOSS.derivatives(outputs, batch[1]).delta
+    assert isinstance(found.hessian, SoftmaxHessian)
+    expected = LOSS.derivatives(model(batch[0]).detach(), batch[1]).delta
     torch.testing.assert_close(found.delta, expected, rtol=1e-4, atol=1e-6)
+    ones = torch.ones(len(batch[0]), 1)
+    scaled = 3 * torch.cat([batch[0], ones], 1)
+    torch.testing.assert_close(found.inputs, scaled[:, : found.inputs.shape[1]])
+    behind = HeadGradients("0", LOSS)(nn.Sequential(nn.Linear(64, 10), nn.Tanh()), batch)
+    assert isinstance(behind.hessian, DenseHessian)
     assert torch.equal(found.labels, batch[1])
 
 
@@ -120,7 +124,7 @@ def test_under_autocast_the_layer_runs_in_full_precision(few_digits):
 def test_nothing_is_left_behind(model, few_digits):
     model.eval()
     HeadGradients("4", LOSS)(model, few_digits[:])
-    find_head(model, few_digits[:4], LOSS)
+    find_head(model, few_digits[:4], LOSS, 4)
     assert all(not m._forward_hooks for m in model.modules())
     assert all(p.grad is None for p in model.parameters())
     assert torch.is_grad_enabled()
@@ -144,8 +148,8 @@ class TwoHeads(nn.Module):
 
 
 def test_the_last_linear_layer_is_found(model, few_digits):
-    assert find_head(model, few_digits[:2], LOSS) == "4"
-    assert find_head(Tempered(), few_digits[:2], LOSS) == "head"
+    assert find_head(model, few_digits[:2], LOSS, 2).name == "4"
+    assert find_head(Tempered(), few_digits[:2], LOSS, 2).name == "head"
 
 
 def test_a_linear_layer_that_runs_beside_the_path_is_not_the_head(few_digits):
@@ -159,19 +163,19 @@ def test_a_linear_layer_that_runs_beside_the_path_is_not_the_head(few_digits):
             self.probe(x)  # runs last, leads nowhere
             return out
 
-    assert find_head(Auxiliary(), few_digits[:2], LOSS) == "head"
+    assert find_head(Auxiliary(), few_digits[:2], LOSS, 2).name == "head"
 
 
 def test_two_heads_that_cannot_be_told_apart_are_both_named(few_digits):
     with pytest.raises(ValueError, match=r"\['left', 'right'\].*head="):
-        find_head(TwoHeads(), few_digits[:2], LOSS)
+        find_head(TwoHeads(), few_digits[:2], LOSS, 2)
     HeadGradients("left", LOSS)(TwoHeads(), few_digits[:])  # chosen, it works
 
 
 def test_no_linear_layer(few_digits):
     model = nn.Sequential(nn.Unflatten(1, (1, 64)), nn.Conv1d(1, 10, 64), nn.Flatten())
-    with pytest.raises(ValueError, match="no nn.Linear leads to the loss"):
-        find_head(model, few_digits[:2], LOSS)
+    with pytest.raises(ValueError, match="no linear layer leads to the loss"):
+        find_head(model, few_digits[:2], LOSS, 2)
 
 
 class Twice(nn.Module):
@@ -189,7 +193,7 @@ class PerToken(nn.Module):
         self.head = nn.Linear(8, 10)
 
     def forward(self, x):
-        return self.head(x.view(-1, 8, 8)).mean(1)
+        return self.head(x.view(-1, 8, 8)).tanh().mean(1)
 
 
 class Cosine(nn.Linear):
@@ -216,7 +220,9 @@ class ByName(nn.Module):
 
 def test_inputs_given_by_name(few_digits):
     model = ByName()
-    found = HeadGradients(find_head(model, few_digits[:2], LOSS), LOSS)(model, few_digits[:2])
+    found = HeadGradients(find_head(model, few_digits[:2], LOSS, 2).name, LOSS)(
+        model, few_digits[:2]
+    )
     assert torch.equal(found.inputs[:, :-1], few_digits[:2][0])
 
 
@@ -224,11 +230,11 @@ def test_inputs_given_by_name(few_digits):
     ("model", "head", "loss", "error", "message"),
     [
         (Twice(), "head", LOSS, ValueError, "'head' runs more than once"),
-        (PerToken(), "head", LOSS, ValueError, r"\(2, 8, 8\), not \(batch, features\)"),
+        (PerToken(), "head", LOSS, ValueError, "is applied at 8 positions of each sample"),
         (TwoHeads(), "middle", LOSS, ValueError, r"no layer 'middle'.*'body', 'left', 'right'"),
-        (nn.Sequential(nn.ReLU()), "0", LOSS, TypeError, "'0' is ReLU, which does not compute"),
-        (nn.Sequential(Cosine(64, 10)), "0", LOSS, TypeError, "'0' is Cosine, which does not"),
-        (hooked(), "0", LOSS, ValueError, "'0' does not return its weight times its input"),
+        (nn.Sequential(nn.ReLU()), "0", LOSS, TypeError, "'0' is ReLU, which has no weight matrix"),
+        (nn.Sequential(Cosine(64, 10)), "0", LOSS, ValueError, r"'0' \(Cosine\) does not"),
+        (hooked(), "0", LOSS, ValueError, r"'0' \(Linear\) does not return its weight times"),
         (TwoHeads(), "left", lambda m, b: m(b[0]).sum().item(), ValueError, "got float"),
         (TwoHeads(), nn.Linear(2, 2), LOSS, ValueError, "no layer Linear"),
         (
