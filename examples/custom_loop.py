@@ -20,7 +20,8 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 # - steps = EPOCHS * len(loader)
 sampler = InfluencePrunedSampler(train_set)  # +
 loader = DataLoader(train_set, BATCH, sampler=sampler)  # +
-pruner = InfluencePruner(train_set, budget=Budget(fraction=0.4))  # +
+pruner = InfluencePruner(train_set, budget=Budget(fraction=0.4), like=loader)  # +
+pruner.check(model, loader=loader)  # +
 pruning = PruningCallback(sampler, pruner, warmup_epochs=5)  # +
 steps = pruning.planned_steps(epochs=EPOCHS, batch_size=BATCH)  # +
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -46,7 +46,8 @@ def run_batch(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     """
     if isinstance(batch, Mapping) and ("labels" in batch or "label" in batch):
         key = "labels" if "labels" in batch else "label"
-        inputs = {name: value for name, value in batch.items() if name != key}
+        needed = _requires(model, key)
+        inputs = {name: value for name, value in batch.items() if name != key or needed}
         _check_forward(model, list(inputs))
         return model_output(model(**_in_precision_of(model, inputs))), targets_of(batch[key])
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
@@ -74,8 +75,10 @@ def targets_of(targets: Any) -> Tensor:
 
 def _check_forward(model: nn.Module, keys: list[str] | None) -> None:
     """Check that the model has a ``forward`` that takes these names, or one input."""
-    name = type(model).__name__
-    if getattr(type(model), "forward", None) is nn.Module.forward and "forward" not in vars(model):
+    name, given = type(model).__name__, type(model).forward
+    # Lightning's base class has a forward() of its own, which only raises.
+    none = given is nn.Module.forward or given.__qualname__ == "LightningModule.forward"
+    if none and "forward" not in vars(model):
         raise TypeError(
             f"{name} has no forward(), so a batch cannot be run through it; {OWN_FORM}, which runs "
             "it as your training step does"
@@ -90,6 +93,12 @@ def _check_forward(model: nn.Module, keys: list[str] | None) -> None:
             f"the batch has keys {extra} that {name}.forward does not take; leave them out in the "
             f"dataset or collate_fn=, or {OWN_FORM}"
         )
+
+
+def _requires(model: nn.Module, key: str) -> bool:
+    """Whether the model cannot be called without the targets, whatever it does with them."""
+    parameter = inspect.signature(type(model).forward).parameters.get(key)
+    return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
 def _in_precision_of(model: nn.Module, inputs: Any) -> Any:

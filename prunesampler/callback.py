@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from prunesampler.checks import check_state, warn, whole_number
+from prunesampler.counting import check_epoch, check_sharing, say_if_unused
 from prunesampler.distributed import check_shares, current_group, together
 from prunesampler.plan import optimiser_steps, planned_lengths
+from prunesampler.probing import check_same_labels
 from prunesampler.pruner import InfluencePruner
 from prunesampler.redraws import Redraws
 from prunesampler.report import figures, summary, tell
 from prunesampler.sampler import InfluencePrunedSampler
 from prunesampler.schedule import Schedule
 from prunesampler.selection import Selection
-from prunesampler.watch import Watch, check_same_labels
+from prunesampler.watch import Watch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,10 +36,10 @@ STATE_KEYS = {"version", "sampler", "epochs_ended", "selected", "redraws"}
 class PruningCallback:
     """Prunes the sampler after the warm-up, and again or back to all samples if asked to.
 
-    Call `on_epoch_end` at the end of every epoch, on every process. Its state holds the sampler's:
+    Call `on_epoch_end` once at the end of every epoch, on every process. Its state holds the sampler's:
     save `state_dict` with the model and the optimizer, and a resumed run goes on as if it had not
     stopped. If a run is past its warm-up and nothing was selected yet, the first call selects. At the
-    end of the first epoch it scores a batch on trial (`InfluencePruner.check`).
+    end of the first epoch it measures a batch on trial (`InfluencePruner.check`).
 
     With ``redraw_every`` the kept set changes between two measurements: another set of the same
     budget, from the scores at hand, and the samples left out longest come back first, each within
@@ -57,12 +62,19 @@ class PruningCallback:
             callback's state, its trackers get the shift, the kept samples and the seconds of every
             selection, and its loaders and schedulers are watched.
         on_selection: called with every selection, after the sampler was restricted.
+        scores_dir: with ``redraw_every``, a folder into which rank 0 writes what it measured, once;
+            without it every state holds that, ``4 n (2 C + D + 4)`` bytes.
+        on_error: ``"raise"`` what goes wrong in a selection, or ``"continue"``: say so in a warning,
+            once, and go on with the samples that were kept before. Mistakes in the calls themselves
+            are raised in any case.
 
     Attributes:
         selection: the last selection in this process, or None.
         schedule: when to do what.
         log: gets numbers by name and the step with every selection, or None; the trackers of the
             accelerator, if there is one.
+        managed: whether a framework shares out the samples and saves the state; its integration
+            sets this.
 
     Raises:
         ValueError: for numbers out of range, or a pruner over another number of samples.
@@ -80,7 +92,11 @@ class PruningCallback:
         epochs: int | None = None,
         accelerator: Accelerator | None = None,
         on_selection: Callable[[Selection], None] | None = None,
+        scores_dir: str | os.PathLike[str] | None = None,
+        on_error: Literal["raise", "continue"] = "raise",
     ) -> None:
+        if on_error not in ("raise", "continue"):
+            raise ValueError(f"on_error must be 'raise' or 'continue', got {on_error!r}")
         if pruner.num_samples != sampler.num_samples:
             raise ValueError(
                 f"score_dataset has {pruner.num_samples} samples, the sampler's dataset "
@@ -102,14 +118,23 @@ class PruningCallback:
         self.log: Callable[[dict[str, float], int], Any] | None
         self.log = None if accelerator is None else accelerator.log
         self._accelerator, self._on_selection = accelerator, on_selection
+        self._on_error, self.managed = on_error, False
+        self._scores_dir = None if scores_dir is None else Path(scores_dir)
+        # Epochs in a state that was loaded, and whether a framework did it, until an epoch ends.
+        self._unused: list[int] = []
+        weakref.finalize(self, say_if_unused, self._unused)
         self._start()
 
     def _start(self) -> None:
         """Nothing selected, nothing measured."""
         self.selection: Selection | None = None
         self._watch = Watch(self.sampler)
-        self._selected = self._loaded = False
-        self._redraws = None if self.schedule.redraw_every is None else Redraws(self.pruner)
+        self._selected = self._failed = False
+        self._unused.clear()
+        self.sampler.expect_call()
+        self._redraws = None
+        if self.schedule.redraw_every is not None:
+            self._redraws = Redraws(self.pruner, self._scores_dir)
         self._ended = -1  # the last epoch whose end was seen
         self._last_end: float | None = None
 
@@ -134,49 +159,70 @@ class PruningCallback:
             The new selection, if there is one.
 
         Raises:
-            ValueError: see `InfluencePruner.select`.
+            ValueError: see `InfluencePruner.select`; also for an epoch that is not the one after the
+                last: counted from 1, told twice, or another than the state that was loaded leads to.
             RuntimeError: when the sampler's seed, size or kept set differs between ranks.
         """
-        if self._loaded and self._ended < epoch - 1:
-            warn(
-                f"the checkpoint was saved before on_epoch_end({self._ended + 1}, model), so what was "
-                "due then comes too late; save after it, or call catch_up(epoch, model) before the "
-                "first epoch of a resumed run"
-            )
+        check_epoch(epoch, self._ended, loaded=bool(self._unused), restored=self.sampler.restored)
         self._look(epoch)
         self.sampler.settle()
-        return self._prepare(epoch + 1, model, step)
+        selection = self._prepare(epoch + 1, model, step)
+        self.sampler.reach_epoch(epoch + 1)
+        return selection
 
     def _prepare(self, coming: int, model: nn.Module, step: int | None) -> Selection | None:
         """Do what is due before this coming epoch."""
-        now, epoch = time.perf_counter(), coming - 1
-        epoch_seconds = None if self._last_end is None else now - self._last_end
-        selection = None
-        if self.schedule.ends_pruning(coming):
+        started, schedule, selection = time.perf_counter(), self.schedule, None
+        self.sampler.called()
+        if self._last_end is None and not self.managed and self._accelerator is None:
+            check_sharing(self.sampler)
+        if schedule.ends_pruning(coming):
             self.sampler.reset()
-        elif not self.schedule.over(coming) and (
-            self._selects(coming) or self.schedule.redraws(coming)
-        ):
-            group, selection = current_group(), self._choose(coming, model)
-            together(group, partial(self.sampler.restrict, selection))
-            state = self.sampler.state_dict()
-            group.check_equal(
-                "the samplers", repr((state["n"], state["seed"])).encode(),
-                state["kept"].numpy().tobytes(),
-            )  # fmt: skip
-            self.selection, self._selected = selection, True
-            seconds = time.perf_counter() - now
-            if group.rank == 0:
-                tell(summary(epoch, selection, seconds, epoch_seconds), self.pruner.progress)
-            if self.log is not None:
-                self.log(figures(selection, seconds), epoch if step is None else step)
-            if self._on_selection is not None:
-                self._on_selection(selection)
-        elif self._last_end is None and not self._selected and self.schedule.prunes_from(coming):
-            self.pruner.check(model)  # most of what cannot be scored is found now, not later
-        self._loaded = False
-        self._ended, self._last_end = epoch, time.perf_counter()
+        elif not schedule.over(coming) and (self._selects(coming) or schedule.redraws(coming)):
+            selection = self._attempt(coming, partial(self._choose, coming, model))
+        elif self._last_end is None and not self._selected and schedule.prunes_from(coming):
+            # Most of what cannot be measured is found now, before the warm-up has been paid for.
+            self._attempt(coming, partial(self._try, model))
+        if selection is not None:
+            self._announce(selection, coming - 1, step, started)
+        self._unused.clear()
+        self._ended, self._last_end = coming - 1, time.perf_counter()
         return selection
+
+    def _attempt(self, coming: int, work: Callable[[], Selection | None]) -> Selection | None:
+        """What the work returns; None if it fails and that must not end the run."""
+        try:
+            return work()
+        except Exception as error:
+            if self._on_error == "raise":
+                raise
+            if not self._failed:
+                warn(
+                    f"PRUNING FAILED after epoch {coming - 1}, and training goes on with "
+                    f"{len(self.sampler.kept)} of {self.sampler.num_samples} samples: "
+                    f"{type(error).__name__}: {error}"
+                )
+            self._failed = True
+            return None
+
+    def _try(self, model: nn.Module) -> None:
+        """Measure a batch on trial, and look at the batches that there will be."""
+        self.pruner.check(model)
+        if self.pruner.budget.epsilon is None:
+            n = self.sampler.num_samples
+            self._watch.check_batches(model, n - self.pruner.budget.size(n))
+
+    def _announce(self, selection: Selection, epoch: int, step: int | None, started: float) -> None:
+        """Tell of a selection: in the terminal, to the trackers, to the user's function."""
+        before, now = self._last_end, time.perf_counter()
+        if current_group().rank == 0:
+            epoch_seconds = None if before is None else started - before
+            text = summary(epoch, selection, now - started, epoch_seconds)
+            tell(text, self.pruner.progress)
+        if self.log is not None:
+            self.log(figures(selection, now - started), epoch if step is None else step)
+        if self._on_selection is not None:
+            self._on_selection(selection)
 
     def catch_up(
         self, epoch: int, model: nn.Module, *, step: int | None = None
@@ -192,6 +238,7 @@ class PruningCallback:
             step: see `on_epoch_end`.
         """
         if self._ended >= epoch - 1:
+            self._unused.clear()
             return None
         selection, state = self._prepare(epoch, model, step), self.sampler.state_dict()
         self.sampler.restore({**state, "epoch": max(epoch, state["epoch"])}, epoch)
@@ -223,26 +270,32 @@ class PruningCallback:
 
     def _selects(self, epoch: int) -> bool:
         """Whether a selection is due before this coming epoch, or was and has been missed."""
+        missed = not self._selected and len(self.sampler.kept) == self.sampler.num_samples
         return self.schedule.selects(epoch) or (
-            self.schedule.prunes(epoch)
-            and not self._selected
-            and len(self.sampler.kept) == self.sampler.num_samples
+            self.schedule.prunes(epoch) and missed and not self._failed
         )
 
     def _choose(self, epoch: int, model: nn.Module) -> Selection:
-        """The selection for this coming epoch."""
+        """The selection for this coming epoch, to which the sampler is restricted on all ranks."""
+        group = current_group()
         if not self._selected:
-            group, data = current_group(), (self.sampler.dataset, self.pruner.dataset)
-            together(group, lambda: None if group.rank else check_same_labels(*data))
+            check_same_labels(self.sampler.dataset, self.pruner.dataset, self.pruner.reading)
         if self._redraws is None:
-            return self.pruner.select(model)
-        return self._redraws.draw(model, self.sampler.kept, measure=self._selects(epoch))
+            selection = self.pruner.select(model)
+        else:
+            kept = self.sampler.kept
+            selection = self._redraws.draw(model, kept, measure=self._selects(epoch))
+        together(group, partial(self.sampler.restrict, selection))
+        state = self.sampler.state_dict()
+        group.check_equal("the samplers", repr((state["n"], state["seed"], state["kept"])).encode())
+        self.selection, self._selected = selection, True
+        return selection
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs: the sampler's state, and what a redraw needs.
 
-        With ``redraw_every`` that includes the measurements, ``4 n (2 C + D + 4)`` bytes, on rank 0
-        only: save rank 0's.
+        With ``redraw_every`` that includes the measurements, or the name of their file in
+        ``scores_dir``, on rank 0 only: save rank 0's.
         """
         return {
             "version": STATE_VERSION,
@@ -250,22 +303,30 @@ class PruningCallback:
             "epochs_ended": self._ended + 1,
             "selected": self._selected,
             "redraws": None if self._redraws is None else self._redraws.state_dict(),
+            "data": self.pruner.outline,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned on rank 0; on an error nothing changes.
 
         Raises:
-            ValueError: when the state is of another version or dataset size, or not whole.
+            ValueError: when the state is of another version or dataset, or not whole.
         """
         check_state(state, type(self).__name__, STATE_VERSION, STATE_KEYS)
+        known = state.get("data")
+        if known is not None and known != self.pruner.look():
+            raise ValueError(
+                "the state is of another dataset of the same size: a few labels and shapes of "
+                "score_dataset are not those it was saved with; resume with the dataset of the "
+                "checkpoint, in the same order"
+            )
         ended = whole_number("epochs_ended", state["epochs_ended"])
         copy(self.sampler).restore(state["sampler"], ended)  # an error must change nothing
         if self._redraws is not None and state["redraws"] is not None:
             self._redraws.load_state_dict(state["redraws"])
         self.sampler.restore(state["sampler"], ended)
         self._ended, self._selected = ended - 1, bool(state["selected"])
-        self._loaded = True
+        self._unused[:] = [ended, self.managed]
 
     def planned_steps(
         self,

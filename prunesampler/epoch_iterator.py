@@ -49,9 +49,13 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
         return
         yield
 
+    def remaining(self) -> int:
+        """Indices that are still to come."""
+        return _remaining(self._indices)
+
     def state_dict(self) -> dict[str, int]:
         """Epoch, position and length of this pass."""
-        position = self._total - _remaining(self._indices)
+        position = self._total - self.remaining()
         return {"epoch": self._epoch, "position": position, "length": self._total}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -74,7 +78,7 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
                 f"is epoch {self._epoch} of {self._total}; restore the sampler's state first"
             )
         skip = self._total if over else state["position"]
-        skip -= self._total - _remaining(self._indices)
+        skip -= self._total - self.remaining()
         if skip < 0:
             raise ValueError(f"position {state['position']} lies behind this pass; start a new one")
         next(itertools.islice(self._indices, skip, skip), None)

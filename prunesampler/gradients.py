@@ -261,7 +261,7 @@ def _check_values(values: Tensor, tap: _Tap) -> None:
     rows, _, width = tap.leaf.shape
     if isinstance(values, Tensor) and values.dim() == 1 and len(values) != rows:
         raise ValueError(
-            f"layer {tap.name!r} ran on {rows} rows for {len(values)} samples (tokens, views or "
+            f"layer {tap.name!r} got {rows} rows for {len(values)} samples (tokens, views or "
             "choices as rows, or a batch in another dimension), so a sample's gradient is not rank "
             "one; choose another with head=, or pass gradients="
         )

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    Dataset,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
-    Subset,
 )
 
 from prunesampler.sampler import InfluencePrunedSampler
@@ -107,87 +102,3 @@ def batch_size_of(loader: Any) -> int | None:
     links = (loader, getattr(loader, "batch_sampler", None))
     names = ("total_batch_size", "batch_size")
     return next((s for n in names for link in links if (s := getattr(link, n, None))), None)
-
-
-class Grid:
-    """The batches of a dataset that one rank scores: every W-th of one fixed grid.
-
-    The grid does not depend on the number of ranks W, so a batch is computed the same on any.
-
-    Args:
-        num_samples: size of the dataset.
-        batch_size: samples per batch.
-        rank: of this process.
-        size: number of processes W.
-    """
-
-    def __init__(self, num_samples: int, batch_size: int, rank: int = 0, size: int = 1) -> None:
-        self._num_samples, self._batch_size = num_samples, batch_size
-        self._starts = range(rank * batch_size, num_samples, size * batch_size)
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return len(self._starts)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """Batches of ascending indices."""
-        for start in self._starts:
-            yield list(range(start, min(start + self._batch_size, self._num_samples)))
-
-    def indices(self) -> torch.Tensor:
-        """All indices of all batches, int64, ascending."""
-        return torch.tensor([i for batch in self for i in batch], dtype=torch.int64)
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch with its tensors on the device, in tuples, lists and mappings (as dicts) at any depth."""
-    if hasattr(batch, "to"):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
-
-
-def same_item(first: Any, second: Any) -> bool:
-    """Whether two readings of a dataset's item are equal, as far as tensors, arrays and numbers go."""
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
-        return all(same_item(first[key], second.get(key)) for key in first)
-    if isinstance(first, (tuple, list)) and isinstance(second, (tuple, list)):
-        return all(same_item(a, b) for a, b in zip(first, second, strict=False))
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
-        if not first.is_floating_point() or first.shape != second.shape:
-            return torch.equal(first, second)
-        return torch.allclose(first.detach(), second.detach(), rtol=0, atol=0, equal_nan=True)
-    if isinstance(first, np.ndarray):
-        return np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
-    if isinstance(first, (int, float, str)):
-        return bool(first == second) or first != first
-    return True
-
-
-def some_of(dataset: Dataset[Any], count: int) -> Subset[Any]:
-    """So many of a dataset's samples at most, from the first to the last."""
-    size = len(dataset)  # type: ignore[arg-type]
-    places = torch.linspace(0, size - 1, min(count, size)).round().long()
-    return Subset(dataset, places.unique().tolist())  # type: ignore[no-untyped-call]
-
-
-def scoring_loader(
-    dataset: Dataset[Any],
-    grid: Grid,
-    *,
-    num_workers: int,
-    collate_fn: Callable[[list[Any]], Any] | None,
-) -> DataLoader[Any]:
-    """A loader over the grid's batches that leaves the global random numbers alone."""
-    return DataLoader(
-        dataset,
-        batch_sampler=grid,
-        num_workers=num_workers,
-        collate_fn=collate_fn,
-        generator=torch.Generator().manual_seed(0),
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,13 +12,18 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from prunesampler.batches import to_device
 from prunesampler.checks import dataset_size, warn
 from prunesampler.distributed import Group, together
-from prunesampler.gradients import GradientSource, HeadGradients, Losses, find_head
+from prunesampler.gradients import GradientSource, HeadGradients, check_gradient
 from prunesampler.guarantee import Progress
+from prunesampler.heads import Losses, find_head
 from prunesampler.isolation import fingerprint, model_device, untouched
-from prunesampler.loaders import Grid, same_item, scoring_loader, to_device
+from prunesampler.reading import Grid, Reading
 from prunesampler.samples import SampleGradients
+
+COUPLED = 0.05
+"""Largest relative difference of a layer's input when only the other samples of a batch change."""
 
 
 class Measurer:
@@ -28,26 +33,25 @@ class Measurer:
         head: the layer to score, its name, or None to find it.
         losses: one loss per sample.
         gradients: measures a batch in place of head and losses, or None.
-        batch_size: samples per forward pass.
-        num_workers: of the scoring loader.
-        collate_fn: of the scoring loader.
+        reading: how samples are read.
         progress: show a progress bar.
+
+    Attributes:
+        layer: name of the layer that was measured last, or None where ``gradients`` does not tell.
     """
 
     def __init__(
         self,
         *,
-        head: nn.Linear | str | None,
+        head: nn.Module | str | None,
         losses: Losses,
         gradients: GradientSource | None,
-        batch_size: int,
-        num_workers: int,
-        collate_fn: Callable[[list[Any]], Any],
+        reading: Reading,
         progress: bool,
     ) -> None:
         self._head, self._losses, self._gradients = head, losses, gradients
-        self._batch_size, self._num_workers = batch_size, num_workers
-        self._collate_fn, self.progress = collate_fn, progress
+        self.reading, self.progress = reading, progress
+        self.layer: str | None = None
         self._checked = False
 
     def measure(
@@ -93,30 +97,29 @@ class Measurer:
         trial: bool,
     ) -> SampleGradients:
         """This rank's share of the samples, on the CPU, in ascending order."""
-        if not self._checked:
-            self._checked = True
-            _check_repeatable(dataset)
-        source = self._gradients or HeadGradients(
-            self._find_head(model, device, dataset), self._losses
-        )
-        grid = Grid(dataset_size(dataset), self._batch_size, group.rank, group.size)
-        loader = scoring_loader(
-            dataset, grid, num_workers=self._num_workers, collate_fn=self._collate_fn
-        )
-        parts: list[SampleGradients] = []
-        total = len(grid.indices())
-        shown = self.progress and group.rank == 0
-        with progress_bar("scoring", total, shown) as bar, explained():
-            for indices, batch in zip(grid, loader, strict=True):
-                part = source(model, to_device(batch, device)).map(lambda t: t[0].cpu())
-                _check_measured(part, indices, finite=not trial)
-                parts.append(part)
-                bar.update(len(indices))
-        if not parts:  # more ranks than batches: the shapes are needed all the same
-            first = range(min(self._batch_size, dataset_size(dataset)))
-            batch = to_device(self._collate_fn([dataset[index] for index in first]), device)
-            parts = [source(model, batch).map(lambda t: t[0][:0].cpu())]
+        size = dataset_size(dataset)
+        with explained():
+            source = self._source(model, device, dataset)
+            grid = Grid(size, self.reading.batch_size, group.rank, group.size)
+            parts: list[SampleGradients] = []
+            total, shown = len(grid.indices()), self.progress and group.rank == 0
+            with (
+                self.reading.batches(dataset, grid) as batches,
+                progress_bar("measuring", total, shown) as bar,
+            ):
+                for indices, batch in zip(grid, batches, strict=True):
+                    part = source(model, to_device(batch, device)).map(lambda t: t[0].cpu())
+                    _check_measured(part, indices, finite=not trial)
+                    parts.append(part)
+                    bar.update(len(indices))
+            if not parts:  # more ranks than batches: the shapes are needed all the same
+                first = self.reading.items(dataset, range(min(self.reading.batch_size, size)))
+                batch = self._batch(first, device)
+                parts = [source(model, batch).map(lambda t: t[0][:0].cpu())]
         return SampleGradients.cat(parts)
+
+    def _batch(self, items: list[Any], device: torch.device) -> Any:
+        return to_device(self.reading.collate_fn(items), device)
 
     def _gather(
         self, mine: SampleGradients, group: Group, num_samples: int
@@ -125,7 +128,7 @@ class Measurer:
         if group.size == 1:
             return mine
         places = [
-            Grid(num_samples, self._batch_size, rank, group.size).indices()
+            Grid(num_samples, self.reading.batch_size, rank, group.size).indices()
             for rank in range(group.size)
         ]
         order = torch.cat(places).argsort()
@@ -138,13 +141,58 @@ class Measurer:
         everyone = mine.map(collect)
         return everyone if group.rank == 0 else None
 
-    def _find_head(
+    def _source(
         self, model: nn.Module, device: torch.device, dataset: Dataset[Any]
-    ) -> nn.Linear | str:
-        if self._head is not None:
-            return self._head
-        batch = self._collate_fn([dataset[i] for i in range(min(2, len(dataset)))])  # type: ignore[arg-type]
-        return find_head(model, to_device(batch, device), self._losses)
+    ) -> GradientSource:
+        """What measures a batch: with a layer that was given, or is found with two samples."""
+        if self._gradients is not None:
+            self.layer = _name_of(model, getattr(self._gradients, "head", None))
+            return self._gradients
+        if self._head is not None and self._checked:
+            return HeadGradients(self._head, self._losses)
+        items = self.reading.items(dataset, range(min(3, dataset_size(dataset))))
+        head = self._found(model, device, items[:2]) if self._head is None else self._head
+        self.layer = _name_of(model, head)
+        source = HeadGradients(head, self._losses)
+        if not self._checked:
+            check_gradient(source, model, self._batch(items[:2], device))
+            if len(items) == 3:
+                self._check_uncoupled(source, model, device, items)
+        self._checked = True
+        return source
+
+    def _found(self, model: nn.Module, device: torch.device, items: list[Any]) -> str:
+        """Name of the last linear layer that runs; warn, once, when more than it is trained behind."""
+        found = find_head(model, self._batch(items, device), self._losses, len(items))
+        if found.beside and not self._checked:
+            more = " and more" if len(found.beside) > 3 else ""
+            warn(
+                f"layer {found.name!r} is scored, but the trained parameters "
+                f"{', '.join(found.beside[:3])}{more} lie between it and the loss, or on a way "
+                "around it: their own shift is not predicted; choose the layer with head= if the "
+                "classifier is another one"
+            )
+        return found.name
+
+    def _check_uncoupled(
+        self, source: GradientSource, model: nn.Module, device: torch.device, items: list[Any]
+    ) -> None:
+        """Warn when what the layer gets from a sample depends on the other samples in the batch."""
+        pairs = [[items[0], items[other]] for other in (1, 2)]
+        first, second = (source(model, self._batch(pair, device)).inputs[0] for pair in pairs)
+        if first.shape == second.shape and (first - second).norm() > COUPLED * first.norm():
+            warn(
+                "what the model makes of a sample depends on the other samples in its batch (batch "
+                "norm without running statistics, or padding that is not masked), so scores depend on "
+                "batch_size=; use running statistics, a padding mask or a fixed length"
+            )
+
+
+def _name_of(model: nn.Module, head: nn.Module | str | None) -> str | None:
+    """Name of a layer in the model."""
+    if head is None or isinstance(head, str):
+        return head
+    return next((name for name, module in model.named_modules() if module is head), None)
 
 
 @contextmanager
@@ -155,9 +203,11 @@ def explained() -> Iterator[None]:
     except Exception as error:
         if hasattr(error, "add_note"):
             error.add_note(
-                "This happened while prunesampler scored a batch of score_dataset, put together by "
-                "collate_fn= (default: torch's), with losses= (default: cross-entropy); give the "
-                "pruner what your training loader has."
+                "This happened while prunesampler ran the model on a batch of score_dataset, read and put "
+                "together by collate_fn= (default: torch's), with losses= (default: cross-entropy on "
+                "(x, y) or a mapping with labels). Give the pruner what your training loader has: "
+                "InfluencePruner(..., like=loader); and for batches of another form "
+                "losses=CrossEntropy(run=lambda model, batch: (logits, targets))."
             )
         raise
 
@@ -175,18 +225,6 @@ def advance(bar: tqdm[Any]) -> Progress:
         bar.update(done - bar.n)
 
     return show
-
-
-def _check_repeatable(dataset: Dataset[Any]) -> None:
-    """Warn when reading an item twice gives two things: then the scores are of one draw."""
-    size = dataset_size(dataset)
-    for index in {0, size // 2, size - 1}:
-        if not same_item(dataset[index], dataset[index]):
-            warn(
-                f"score_dataset gives another item {index} each time it is read; scores would "
-                "be of one random augmentation: give it the evaluation transform"
-            )
-            return
 
 
 def _check_measured(part: SampleGradients, indices: list[int], *, finite: bool) -> None:

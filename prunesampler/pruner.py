@@ -5,30 +5,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from prunesampler.annealing import anneal
+from prunesampler.arguments import check_objects
 from prunesampler.budget import Budget
-from prunesampler.checks import checked_cost, checked_labels, dataset_size, whole_number
+from prunesampler.checks import checked_cost, checked_labels, dataset_size, warn, whole_number
+from prunesampler.choosing import choose_together
 from prunesampler.constraints import Constraints
 from prunesampler.costs import Cost, validation_loss
 from prunesampler.curvature import Curvature, ExactCurvature
-from prunesampler.distributed import current_group, together
+from prunesampler.distributed import Group, LocalGroup, current_group, together
 from prunesampler.frontier import Frontier
-from prunesampler.gradients import GradientSource, Losses
-from prunesampler.guarantee import Progress
+from prunesampler.gradients import GradientSource
+from prunesampler.heads import Losses
 from prunesampler.influence import Metric, parameter_distance
 from prunesampler.isolation import unwrap
-from prunesampler.loaders import some_of
-from prunesampler.losses import CrossEntropy
-from prunesampler.measuring import Measurer, advance, progress_bar
+from prunesampler.losses import ClosedFormLoss, CrossEntropy
+from prunesampler.measuring import Measurer, advance, explained, progress_bar
+from prunesampler.probing import probe
+from prunesampler.reading import Reading, some_of
 from prunesampler.scores import Scores, read_measurements
 from prunesampler.selection import Selection
 from prunesampler.selector import Selector
 from prunesampler.solvers import Solver
+from prunesampler.watch import check_batches
 
 
 class InfluencePruner:
@@ -41,19 +46,24 @@ class InfluencePruner:
     Args:
         score_dataset: the training set as seen without augmentation: same length, same order.
         budget: how much to prune.
-        head: the ``nn.Linear`` to score, or its name. Default: the last one that runs.
+        head: the layer to score, or its name: an ``nn.Linear``, a 1 x 1 convolution, or what computes
+            the same. Default: the last one that runs.
         losses: ``losses(model, batch)`` returns one unreduced loss per sample, shape (b,). Default:
-            cross-entropy on a batch ``(x, y)`` or a mapping with ``labels``.
+            cross-entropy on a batch ``(x, y)`` or a mapping with ``labels``; for batches of another
+            form ``CrossEntropy(run=lambda model, batch: (logits, targets))``.
         labels: class of every sample, for floors per class; default: what the loss sees.
         gradients: measures a batch in place of ``head`` and ``losses``.
         curvature: default `ExactCurvature()`; give it the weight decay in use as damping.
         solver: default `anneal`; set a solver's options with ``functools.partial``.
-        batch_size: samples per forward pass.
-        num_workers: of the scoring loader.
+        batch_size: samples per forward pass; default: that of ``like``, else 256.
+        num_workers: processes that read the samples; default: as many as ``like`` has, else none.
+            With any, this process does not touch the dataset.
         progress: show progress bars.
         seed: of the solver.
         center: subtract the mean gradient (see `prunesampler.influence`).
-        collate_fn: of the scoring loader; default: torch's.
+        collate_fn: puts samples together, the same way each time; default: that of ``like``, else
+            torch's.
+        like: a loader to read as: its batch size, workers, collate function and pinned memory.
         constraints: samples to keep or to prune, and groups that go together.
         cost: what pruning each sample costs beside the shift: one number per sample, or a function
             of the scores such as `prunesampler.costs.el2n`. The lowest go first.
@@ -74,14 +84,14 @@ class InfluencePruner:
         score_dataset: Dataset[Any],
         *,
         budget: Budget,
-        head: nn.Linear | str | None = None,
+        head: nn.Module | str | None = None,
         losses: Losses | None = None,
         labels: Tensor | Sequence[int] | None = None,
         gradients: GradientSource | None = None,
         curvature: Curvature | None = None,
         solver: Solver | None = None,
-        batch_size: int = 256,
-        num_workers: int = 0,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
         progress: bool = True,
         seed: int = 0,
         center: bool = True,
@@ -91,13 +101,19 @@ class InfluencePruner:
         cost_weight: float = 1.0,
         validation: Dataset[Any] | None = None,
         metric: Metric = parameter_distance,
+        like: DataLoader[Any] | None = None,
     ) -> None:
         self.num_samples = dataset_size(score_dataset)
         if gradients is not None and (head is not None or losses is not None):
             raise ValueError("gradients= replaces head= and losses=; give one or the other")
-        if whole_number("batch_size", batch_size) < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        _check_objects(budget, losses, curvature, solver)
+        reading = Reading() if like is None else Reading.like(like)
+        reading = replace(
+            reading,
+            batch_size=reading.batch_size if batch_size is None else batch_size,
+            num_workers=reading.num_workers if num_workers is None else num_workers,
+            collate_fn=reading.collate_fn if collate_fn is None else collate_fn,
+        )
+        check_objects(budget, losses, curvature, solver)
         budget.size(self.num_samples)
         if not 0 <= cost_weight < float("inf"):
             raise ValueError(f"cost_weight must be zero or more and finite, got {cost_weight}")
@@ -131,13 +147,14 @@ class InfluencePruner:
             head=head,
             losses=losses,
             gradients=gradients,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            collate_fn=default_collate if collate_fn is None else collate_fn,
+            reading=reading,
             progress=progress,
         )
-        self.dataset, self._validation = score_dataset, validation
-        self._batch_size, self.progress = batch_size, progress
+        self.dataset, self._validation, self.progress = score_dataset, validation, progress
+        self._own_collate = collate_fn is not None or like is not None
+        self._own_losses = gradients is None and not isinstance(losses, ClosedFormLoss)
+        self.outline: str | None = None  # once a few samples were read
+        self._probed = False  # whether the processes compared them
 
     def select(self, model: nn.Module) -> Selection:
         """Measure all samples with this model and choose the ones to prune.
@@ -155,10 +172,16 @@ class InfluencePruner:
         Raises:
             ValueError: for anything about the data, the model or the budget that makes the
                 influence meaningless; the message says what and what to do.
-            RuntimeError: when another rank failed.
+            RuntimeError: when another rank failed, or did not come.
+
+        Warns when the set is no better than a random one, or floors per class are off.
         """
         scores = self.measure(model)
-        return self._shared(scores, "solving", self._selector.select)
+        selection = choose_together(scores, self._selector.select, "solving", self.progress)
+        better = selection.beats_random or self._selector.cost is not None
+        if not better and current_group().rank == 0:
+            warn(selection.verdict)
+        return selection
 
     def frontier(
         self,
@@ -184,7 +207,7 @@ class InfluencePruner:
             raise ValueError("fractions must hold at least one fraction of the dataset to prune")
         for fraction in fractions:
             replace(self.budget, fraction=fraction, count=None, epsilon=None).size(self.num_samples)
-        group = current_group()
+        group = self._meeting("frontier")
         group.check_equal("the fractions", repr((list(fractions), nested)).encode())
         scores = self.measure(model)
 
@@ -207,11 +230,8 @@ class InfluencePruner:
                 number, int64, shape (n,). Zeros give what `select` gives.
             certify: compute the Newton shift and the kept curvature too, which takes longer.
         """
-        return self._shared(
-            scores,
-            "redrawing",
-            lambda held, show: self._selector.redraw(held, ages, show, certify=certify),
-        )
+        choose = partial(self._selector.redraw, ages=ages, certify=certify)
+        return choose_together(scores, choose, "redrawing", self.progress)
 
     def measure(self, model: nn.Module) -> Scores | None:
         """One pass over the data: the scores on rank 0, None on the other processes.
@@ -221,9 +241,9 @@ class InfluencePruner:
 
         Raises:
             ValueError: see `select`.
-            RuntimeError: when another rank failed.
+            RuntimeError: when another rank failed, or did not come.
         """
-        group = current_group()
+        group = self._meeting("measure")
         model = unwrap(model)
         started = time.perf_counter()
         group.check_equal("the pruners", self._settings())
@@ -235,25 +255,56 @@ class InfluencePruner:
             if measured is None:
                 return None
             means = [part.rows().sum() / len(part) for part in rest if part is not None]
-            return self._selector.scores(measured, means[0] if means else None, seconds)
+            scores = self._selector.scores(measured, means[0] if means else None, seconds)
+            self._say_without_classes(scores)
+            return replace(scores, layer=self._measurer.layer)
 
         return together(group, score)
 
-    def check(self, model: nn.Module) -> None:
-        """Score a batch per process, to find out early what cannot be scored; call it on all.
+    def check(self, model: nn.Module, *, loader: DataLoader[Any] | None = None) -> None:
+        """Find out before training what cannot be scored, with a batch; call it on all processes.
 
-        Losses that are not finite are let pass: they may become so.
+        That is: the layer, precisions, the size of the curvature, the collate function, losses without
+        curvature, samples that differ between processes; with ``loader``, also what its batches will be
+        once samples are pruned. Losses that are not finite are let pass: they may become so.
 
         Args:
             model: as it is trained.
+            loader: of the training, or None.
 
         Raises:
             ValueError: see `select`; also for a layer that the curvature finds too large.
+
+        Example:
+            >>> import torch
+            >>> from torch.utils.data import TensorDataset
+            >>> data = TensorDataset(torch.randn(60, 4), torch.arange(60) % 3)
+            >>> pruner = InfluencePruner(data, budget=Budget(fraction=0.4))
+            >>> pruner.check(torch.nn.Linear(4, 3))
         """
-        group, datasets = current_group(), [self.dataset, *self._held_out()]
-        few = [some_of(dataset, self._batch_size * group.size) for dataset in datasets]
+        group, datasets = self._meeting("check"), [self.dataset, *self._held_out()]
+        few = [some_of(data, self.reading.batch_size * group.size) for data in datasets]
         measured, *_ = self._measurer.measure(unwrap(model), few, group, trial=True)
         together(group, lambda: None if measured is None else self._selector.check(measured))
+        if loader is not None and self.budget.epsilon is None and group.rank == 0:
+            kept = self.num_samples - self.budget.size(self.num_samples)
+            check_batches(unwrap(model), loader, kept)
+
+    @property
+    def reading(self) -> Reading:
+        """How samples are read."""
+        return self._measurer.reading
+
+    def look(self) -> str:
+        """A hash of a few samples' labels and shapes, read by this process alone."""
+        if self.outline is None:
+            self.outline = probe(self.dataset, self.reading, LocalGroup())
+        return self.outline
+
+    def lend_collate(self, collate_fn: Callable[[list[Any]], Any]) -> None:
+        """Put samples together with this, unless the pruner was given something else."""
+        if not self._own_collate:
+            self._measurer.reading = replace(self.reading, collate_fn=collate_fn)
 
     def scores_from(self, state: Mapping[str, Any]) -> Scores:
         """Scores from their ``state_dict``, without a pass over the data; on rank 0.
@@ -262,26 +313,34 @@ class InfluencePruner:
             ValueError: when the state is not whole, or of another dataset.
         """
         gradients, validation = read_measurements(state, self.num_samples)
-        return self._selector.scores(gradients, validation, 0.0)
+        return replace(self._selector.scores(gradients, validation, 0.0), layer=state.get("layer"))
 
-    def _shared(
-        self,
-        scores: Scores | None,
-        name: str,
-        choose: Callable[[Scores, Progress], Selection],
-    ) -> Selection:
-        """Choose on rank 0, and give the same selection to all."""
+    def _meeting(self, what: str) -> Group:
+        """The processes, once all have come; the first time they also compare a few samples."""
         group = current_group()
+        group.meet(what)
+        size = dataset_size(self.dataset)
+        if size != self.num_samples:
+            raise ValueError(
+                f"score_dataset had {self.num_samples} samples and has {size} now; build sampler, "
+                "pruner and callback from the dataset as it is trained on"
+            )
+        if not self._probed:
+            with explained():
+                self.outline = probe(self.dataset, self.reading, group)
+            self._probed = True
+        return group
 
-        def solve() -> bytes | None:
-            if scores is None:
-                return None
-            with progress_bar(name, 1, self.progress) as bar:
-                return choose(scores, advance(bar)).to_bytes()
-
-        selection = Selection.from_bytes(group.broadcast_bytes(together(group, solve)))
-        group.check_equal("the kept sets", selection.kept.numpy().tobytes())
-        return selection
+    def _say_without_classes(self, scores: Scores) -> None:
+        """Warn, once, when floors per class were asked for and nothing tells the classes."""
+        if self._own_losses and scores.labels is None and self.budget.min_per_class:
+            self._own_losses = False
+            warn(
+                "these losses= do not tell the class of a sample, so the floor of min_per_class="
+                f"{self.budget.min_per_class} is off: pass labels=, or "
+                "losses=CrossEntropy(run=lambda model, batch: (logits, targets)), or a budget with "
+                "min_per_class=0 if there are no classes"
+            )
 
     def _held_out(self) -> list[Dataset[Any]]:
         """The validation set, if there is one."""
@@ -293,25 +352,7 @@ class InfluencePruner:
         cost = chosen.cost.numpy().tobytes() if isinstance(chosen.cost, Tensor) else b""
         constraints = b"" if chosen.constraints is None else chosen.constraints.to_bytes()
         settings = (
-            self.num_samples, self._batch_size, chosen.seed, self.budget, chosen.cost_weight,
+            self.num_samples, self.reading.batch_size, chosen.seed, self.budget, chosen.cost_weight,
             None if held_out is None else dataset_size(held_out),
         )  # fmt: skip
         return repr(settings).encode() + b"|" + cost + b"|" + constraints
-
-
-def _check_objects(budget: object, losses: object, curvature: object, solver: object) -> None:
-    """Refuse what looks like an argument and is none: classes, names, torch's own losses."""
-    if not isinstance(budget, Budget):
-        raise TypeError(f"budget must be a Budget, such as Budget(fraction=0.4), got {budget!r}")
-    home = getattr(losses, "__module__", None) or ""
-    if losses is not None and (
-        not callable(losses) or isinstance(losses, (type, nn.Module)) or home.startswith("torch.nn")
-    ):
-        raise TypeError(
-            f"losses must be a function (model, batch) -> one loss per sample, got {losses!r}; use "
-            "CrossEntropy(), BinaryCrossEntropy() or SquaredError() of prunesampler, or your own"
-        )
-    if isinstance(curvature, type) or (curvature is not None and not hasattr(curvature, "factor")):
-        raise TypeError(f"curvature must be an object such as ExactCurvature(), got {curvature!r}")
-    if solver is not None and not callable(solver):
-        raise TypeError(f"solver must be a function such as prunesampler.anneal, got {solver!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any, Literal
@@ -11,12 +12,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from prunesampler.checks import check_state, checked_indices, dataset_size, whole_number
+from prunesampler.checks import check_state, checked_indices, dataset_size, warn, whole_number
 from prunesampler.epoch_iterator import EpochIterator
+from prunesampler.orders import decode, encode, permutations
 from prunesampler.selection import Selection
 
 STATE_VERSION = 1
 STATE_KEYS = {"version", "n", "seed", "epoch", "kept"}
+RUNS_AHEAD = (
+    "The loader runs ahead, as infinite loaders with workers do, or the set was changed within an "
+    "epoch, so training goes on with samples that were pruned: make the loader begin anew in "
+    "on_selection= (ultralytics: loader.reset()), or use a plain DataLoader (timm: without "
+    "--use-multi-epochs-loader)"
+)
+UNHEARD = 2
+"""Passes that may end before a callback that watches the sampler is called for the first time."""
 
 
 class InfluencePrunedSampler(Sampler[int]):
@@ -46,6 +56,8 @@ class InfluencePrunedSampler(Sampler[int]):
         dataset: as it was given.
         epoch: of the next pass.
         passes: epochs of the passes begun since this was cleared, the latest last, at most 1,000.
+        running: whether the pass begun last has not come to its end.
+        restored: whether a state was loaded.
 
     Raises:
         TypeError: for anything but a map-style dataset.
@@ -77,10 +89,15 @@ class InfluencePrunedSampler(Sampler[int]):
         self.rank = rank
         self.epoch = 0
         self.passes: deque[int] = deque(maxlen=1000)
+        self.running = self.restored = False
         self._told = False  # whether somebody sets the epoch
         self._over = False  # whether a pass of an epoch that was set has ended
         self._done: int | None = None  # epochs that were over when `restore` was called
         self._min_kept = 1
+        self._unheard: int | None = None  # passes that ended since a callback waits to be called
+        self._code: str | None = None  # the kept samples as a state holds them
+        # The pass begun last, and what was left of it when the kept set changed.
+        self._current: tuple[weakref.ref[EpochIterator], list[int]] | None = None
         self.epoch_length = epoch_length
         self._seed = whole_number("seed", seed)
         self._shuffle = shuffle
@@ -114,16 +131,18 @@ class InfluencePrunedSampler(Sampler[int]):
         else:
             kept = checked_indices(selection, self.num_samples)
         self.check_size(len(kept))
-        self._kept = kept
+        self._keep(kept)
 
     def reset(self) -> None:
         """Keep all samples again, from the next pass on."""
-        self._kept = torch.arange(self.num_samples)
+        if len(self._kept) < self.num_samples:
+            self._keep(torch.arange(self.num_samples))
 
     def restart(self) -> None:
         """Begin a new run: all samples, from epoch 0, whatever was set or restored."""
         self.reset()
         self.epoch, self._told, self._over, self._done = 0, False, False, None
+        self.restored = False
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass. Repeating it or going back is harmless.
@@ -131,6 +150,22 @@ class InfluencePrunedSampler(Sampler[int]):
         Once you call it, call it before every pass: passes no longer move the epoch on themselves.
         """
         self.epoch, self._told, self._over = whole_number("epoch", epoch), True, False
+
+    def reach_epoch(self, epoch: int) -> None:
+        """Learn from a callback that this epoch comes next, unless somebody sets the epoch.
+
+        So a loop that leaves its passes before their end gets another order each time all the same.
+        """
+        if not self._told:
+            self.epoch = max(self.epoch, epoch)
+
+    def expect_call(self) -> None:
+        """Warn, once, when passes end and nobody calls the callback that waits for it."""
+        self._unheard = 0
+
+    def called(self) -> None:
+        """The callback was called, so there is nothing to warn of."""
+        self._unheard = None
 
     def __len__(self) -> int:
         """Indices in one pass on one rank."""
@@ -143,12 +178,57 @@ class InfluencePrunedSampler(Sampler[int]):
         return whole + (1 if rest and self._uneven == "pad" else 0)
 
     def __iter__(self) -> Iterator[int]:
-        """One pass: a snapshot, so later changes of the sampler do not reach it."""
-        epoch = self.epoch
-        self.passes.append(epoch)
-        return EpochIterator(self.indices(epoch), epoch, self._pass_ended, self.passes)
+        """One pass: a snapshot, so later changes of the sampler do not reach it.
 
-    def _pass_ended(self, epoch: int) -> None:
+        Raises:
+            ValueError: when the dataset has another size than before.
+        """
+        self._check_unchanged()
+        epoch, left = self.epoch, [0]
+        self.passes.append(epoch)
+        self.running = True
+
+        def ended(epoch: int) -> None:
+            self._pass_ended(epoch, left[0])
+
+        current = EpochIterator(self.indices(epoch), epoch, ended, self.passes)
+        self._current = (weakref.ref(current), left)
+        return current
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the pass at hand, for copies."""
+        return {**vars(self), "_current": None}
+
+    def _keep(self, kept: Tensor) -> None:
+        """Change the kept set, and note how much is left of a pass that runs over the old one."""
+        current = self._current[0]() if self._current else None
+        if current is not None and self._current:
+            self._current[1][0] = current.remaining()
+        self._kept, self._code = kept, None
+
+    def _check_unchanged(self) -> None:
+        if len(self.dataset) != self.num_samples:
+            raise ValueError(
+                f"the dataset had {self.num_samples} samples and has {len(self.dataset)} now; build "
+                "sampler, pruner and callback from the dataset as it is trained on"
+            )
+        if self._unheard is not None and self._unheard >= UNHEARD:
+            passes, self._unheard = self._unheard, None
+            warn(
+                f"{passes} passes over the sampler have ended, and nobody has called the "
+                "PruningCallback that was made with it, so nothing is pruned: call "
+                "pruning.on_epoch_end(epoch, model) at the end of each epoch"
+            )
+
+    def _pass_ended(self, epoch: int, left: int) -> None:
+        self.running = False
+        if self._unheard is not None:
+            self._unheard += 1
+        if left:
+            warn(
+                f"a pass that began before the kept set changed went on with its last {left} samples "
+                f"after it. {RUNS_AHEAD}"
+            )
         if self.epoch == epoch and self._told:
             self._over = True
         elif self.epoch == epoch:
@@ -163,8 +243,7 @@ class InfluencePrunedSampler(Sampler[int]):
             entropy = np.random.SeedSequence([self._seed, epoch])
             generator = torch.Generator()
             generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
-            orders = [torch.randperm(len(self._kept), generator=generator) for _ in range(passes)]
-            order = self._kept[torch.cat(orders)[:total]]
+            order = self._kept[permutations(len(self._kept), passes, generator)[:total]]
         else:
             order = self._kept.repeat(passes)[:total]
         ours: list[int] = order[self.rank :: self.num_replicas].tolist()
@@ -182,14 +261,17 @@ class InfluencePrunedSampler(Sampler[int]):
     def state_dict(self) -> dict[str, Any]:
         """Version, dataset size, seed, epoch and kept indices: what the order depends on.
 
-        The place within a pass belongs to the iterator, not here.
+        The place within a pass belongs to the iterator, not here. Values are numbers and a text, so
+        that the state can be written as JSON: the kept samples are one bit each, in base64.
         """
+        if self._code is None:
+            self._code = encode(self._kept, self.num_samples)
         return {
             "version": STATE_VERSION,
             "n": self.num_samples,
             "seed": self._seed,
             "epoch": self.epoch + self._over,  # the coming one
-            "kept": self._kept,
+            "kept": self._code,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -208,13 +290,15 @@ class InfluencePrunedSampler(Sampler[int]):
                 f"the state is of a dataset of {state['n']} samples, this one has "
                 f"{self.num_samples}; resume with the dataset of the checkpoint"
             )
-        kept = checked_indices(state["kept"], self.num_samples)
+        kept = decode(state["kept"], self.num_samples)
         seed, epoch = whole_number("seed", state["seed"]), whole_number("epoch", state["epoch"])
         self.check_size(len(kept))
         if self._done is None:
-            self._seed, self.epoch, self._kept, self._over = seed, epoch, kept, False
+            self._seed, self.epoch, self._over = seed, epoch, False
+            self._kept, self._code = kept, None
         elif epoch >= self._done:
             self.epoch, self._over = epoch, False
+        self.restored = True
 
     def restore(self, state: Mapping[str, Any], done: int) -> None:
         """As `load_state_dict`, for a callback that knows how many epochs are over.

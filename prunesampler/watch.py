@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, SequentialLR
 
-from prunesampler.checks import dataset_size, warn
-from prunesampler.isolation import preserved_random_state
+from prunesampler.checks import warn
 from prunesampler.loaders import batch_size_of, sampler_of
-from prunesampler.sampler import InfluencePrunedSampler
+from prunesampler.sampler import RUNS_AHEAD, InfluencePrunedSampler
 from prunesampler.schedule import Schedule
-
-SPOT_CHECKS = 8
 
 
 class Watch:
@@ -38,8 +34,24 @@ class Watch:
             if new is not None and all(new is not old for old in self._loaders):
                 self._loaders.append(new)
         for new in schedulers:
+            if (
+                getattr(new, "t_in_epochs", True) is False
+                and self._sampler.epoch_length == "shrink"
+            ):
+                self._say(
+                    "updates",
+                    f"the {type(new).__name__} places itself at epoch * len(loader) updates (timm's "
+                    "sched_on_updates), which jumps when epochs get shorter; use "
+                    'InfluencePrunedSampler(..., epoch_length="constant"), or a schedule in epochs',
+                )
             if ticks(new) is not None and all(new is not old for old, _ in self._schedulers):
                 self._schedulers.append((new, []))
+
+    def check_batches(self, model: nn.Module, kept: int) -> None:
+        """Warn of what the batches of loaders with our sampler would be with so many samples kept."""
+        for loader in self._loaders:
+            if sampler_of(loader) is self._sampler:
+                check_batches(model, loader, kept)
 
     def epoch_ended(self, epoch: int, schedule: Schedule) -> None:
         """Warn of what is wrong with the epoch that ended, if it was a pruned one."""
@@ -56,7 +68,9 @@ class Watch:
 
     def _check_passes(self, epoch: int) -> None:
         drawn = list(self._sampler.passes)
-        if not drawn and not self._first:
+        if not drawn and self._sampler.running and not self._first:
+            self._say("ahead", f"no pass over the sampler began in epoch {epoch}. {RUNS_AHEAD}")
+        elif not drawn and not self._first:
             self._say(
                 "sampler",
                 f"nobody iterated the sampler in epoch {epoch}, so training ran on other samples than "
@@ -127,36 +141,27 @@ def schedule_length(scheduler: Any) -> int | None:
     return next((int(getattr(scheduler, name)) for name in names if hasattr(scheduler, name)), None)
 
 
-def check_same_labels(training: Any, scored: Any) -> None:
-    """Warn when some samples have other labels in the two sets: then they are not in one order.
+def check_batches(model: nn.Module, loader: Any, kept: int) -> None:
+    """Warn of what a loader's batches would be with so many samples kept.
 
-    Reads a few items of both, and leaves the random numbers as they are.
+    Args:
+        model: as it is trained.
+        loader: of the training.
+        kept: samples of a pruned epoch.
     """
-    size = dataset_size(scored)
-    if training is scored:
+    sampler, batch = sampler_of(loader), batch_size_of(loader)
+    if not isinstance(sampler, InfluencePrunedSampler):
+        warn(
+            f"the loader iterates a {type(sampler).__name__}, not an InfluencePrunedSampler, so pruning "
+            "would not reach it; build it with sampler=, or with replace_sampler(loader, sampler)"
+        )
         return
-    with preserved_random_state():
-        for index in sorted({round(k * (size - 1) / SPOT_CHECKS) for k in range(SPOT_CHECKS + 1)}):
-            try:
-                first, second = label_of(training[index]), label_of(scored[index])
-            except Exception:  # only workers may be able to read it; a check must not end a run
-                return
-            if first is not None and second is not None and first != second:
-                warn(
-                    f"sample {index} has label {first} in the training set and {second} in "
-                    "score_dataset: they are not in the same order, and the wrong samples would be "
-                    "pruned"
-                )
-                return
-
-
-def label_of(item: Any) -> int | None:
-    """The class of a dataset's item ``(x, y)`` or mapping with ``labels`` or ``label``, if it is one."""
-    if isinstance(item, Mapping):
-        label = item.get("labels", item.get("label"))
-    else:
-        label = item[1] if isinstance(item, (tuple, list)) and len(item) == 2 else None
-    whole = isinstance(label, (int, np.integer)) or (
-        isinstance(label, torch.Tensor) and label.dim() == 0 and not label.is_floating_point()
-    )
-    return int(label) if whole else None
+    if batch is None or loader.drop_last:
+        return
+    length = sampler.length(kept)
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    if length % batch == 1 and batch > 1 and norms:
+        warn(
+            f"a pruned epoch has {length} samples, so in batches of {batch} the last one is of a single "
+            "sample, on which batch norm cannot train; give the loader drop_last=True"
+        )

@@ -14,6 +14,7 @@ from prunesampler import (
     anneal,
     replace_sampler,
 )
+from prunesampler.files import pack_state
 
 quick = partial(anneal, moves=5_000)
 
@@ -84,7 +85,8 @@ def test_a_run_as_short_as_its_warm_up_prunes_nothing_and_says_so(model, few_dig
 
 def test_a_callback_that_joins_late_selects_at_once(model, few_digits):
     sampler, callback = make(few_digits, epochs=9)
-    assert end(callback, 5, model) is not None
+    with pytest.warns(UserWarning, match="not called for epochs 0 to 4"):
+        assert end(callback, 5, model) is not None
     assert end(callback, 6, model) is None
     assert len(sampler) == 120
 
@@ -150,8 +152,8 @@ def test_the_log_line(model, few_digits, caplog):
     sampler, callback = make(few_digits)
     run(callback, sampler, model, few_digits, 2)
     (line,) = [record.message for record in caplog.records]
-    for part in ("after epoch 1", "kept 120 of 200 samples (60.0%)", "to first order", "with the curvature of the kept",
-                 "random set", "scoring", "solving", "of the last epoch"):  # fmt: skip
+    for part in ("after epoch 1", "kept 120 of 200 samples (60.0%)", "by layer '4'", "to first order", "after a Newton step",
+                 "random set", "measuring", "solving", "samples for each of the 153 parameters", "of the last epoch"):  # fmt: skip
         assert part in line, line
 
 
@@ -240,6 +242,25 @@ def test_redraws_bring_everybody_back(mode, model, few_digits):
         assert set().union(*kept[k : k + 3]) == set(range(200))
 
 
+def test_measurements_in_a_file_of_their_own(model, few_digits, tmp_path):
+    whole, _ = redrawing(few_digits, model, 8)
+    folder = tmp_path / "scores"
+    _, (_, inside) = redrawing(few_digits, model, 3)
+    _, state = redrawing(few_digits, model, 3, scores_dir=folder)
+    assert len(pack_state(state[1])) < len(pack_state(inside)) / 10
+    rest, _ = redrawing(few_digits, model, 8, start=3, state=state, scores_dir=folder)
+    assert rest == whole[3:]
+    (file,) = folder.iterdir()  # written once
+    with pytest.raises(ValueError, match=r"in a file of their own, scores-.*give the callback the"):
+        redrawing(few_digits, model, 8, start=3, state=state)
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="is damaged: its content is not what its name says"):
+        redrawing(few_digits, model, 8, start=3, state=state, scores_dir=folder)
+    file.unlink()
+    with pytest.raises(ValueError, match="is not there, which holds the measurements"):
+        redrawing(few_digits, model, 8, start=3, state=state, scores_dir=folder)
+
+
 def test_redraws_between_measurements(model, few_digits, caplog):
     caplog.set_level(logging.INFO, "prunesampler")
     passes = []
@@ -277,7 +298,8 @@ def test_a_checkpoint_saved_too_early_is_said_and_can_be_caught_up_on(model, few
     end(callback, 1, model)
     sampler, again = make(few_digits)
     again.load_state_dict(early)
-    with pytest.warns(UserWarning, match=r"before on_epoch_end\(1, model\).* call catch_up"):
+    message = r"loaded is 2, but 1 epochs had ended.*needs pruning.catch_up\(epoch, model\)"
+    with pytest.raises(ValueError, match=message):
         end(again, 2, model)
     sampler, again = make(few_digits)
     again.load_state_dict(early)

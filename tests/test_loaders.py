@@ -1,11 +1,7 @@
 import inspect
-from collections import namedtuple
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -18,7 +14,6 @@ from torch.utils.data import (
 )
 
 from prunesampler import InfluencePrunedSampler, replace_sampler
-from prunesampler.loaders import Grid, same_item, scoring_loader, to_device
 
 DATA = TensorDataset(torch.arange(20))
 
@@ -102,55 +97,3 @@ def test_dropping_the_last_batch_makes_the_sampler_refuse_too_few():
     replace_sampler(DataLoader(DATA, 8, drop_last=True), sampler)
     with pytest.raises(ValueError, match="batch of 8"):
         sampler.restrict(range(7))
-
-
-@given(st.integers(1, 50), st.integers(1, 9), st.integers(1, 5))
-def test_ranks_take_whole_batches_of_one_grid(n, batch_size, ranks):
-    grids = [Grid(n, batch_size, rank, ranks) for rank in range(ranks)]
-    alone = list(Grid(n, batch_size))
-    batches = sorted(batch for grid in grids for batch in grid)
-    assert batches == alone
-    assert [i for batch in alone for i in batch] == list(range(n))
-    for grid in grids:
-        assert len(list(grid)) == len(grid)
-        assert grid.indices().tolist() == [i for batch in grid for i in batch]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_scoring_reads_in_order_and_draws_no_global_random_numbers(workers):
-    state = torch.get_rng_state()
-    loader = scoring_loader(DATA, Grid(20, 6, 1, 2), num_workers=workers, collate_fn=None)
-    assert torch.cat([b[0] for b in loader]).tolist() == [*range(6, 12), *range(18, 20)]
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_moving_batches():
-    Pair = namedtuple("Pair", "x y")
-    batch = {"a": [torch.ones(1)], "b": (Pair(torch.ones(1), "text"), 3)}
-    moved = to_device(batch, torch.device("meta"))
-    assert moved["a"][0].device.type == "meta"
-    assert moved["b"][0].x.device.type == "meta"
-    assert moved["b"][0].y == "text"
-    assert moved["b"][1] == 3
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "same"),
-    [
-        ((torch.ones(2), 1), (torch.ones(2), 1), True),
-        ((torch.ones(2), 1), (torch.zeros(2), 1), False),
-        ({"x": np.ones(2)}, {"x": np.zeros(2)}, False),
-        ({"x": [1.0, "a"]}, {"x": [1.0, "b"]}, False),
-        (float("nan"), float("nan"), True),
-        (torch.tensor([float("nan")]), torch.tensor([float("nan")]), True),
-        (torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bfloat16), True),
-        (torch.ones(2, requires_grad=True), torch.ones(2), True),
-        (torch.ones(2), torch.ones(3), False),
-        (torch.ones(2, dtype=torch.int8), torch.zeros(2, dtype=torch.int8), False),
-        (np.array([np.nan]), np.array([np.nan]), True),
-        (np.array(["a"]), np.array(["b"]), False),
-        (object(), object(), True),  # not judged
-    ],
-)
-def test_comparing_items(first, second, same):
-    assert same_item(first, second) is same

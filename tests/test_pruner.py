@@ -155,7 +155,9 @@ def test_mappings_and_other_tasks(model, few_digits):
     yes_no = TensorDataset(x, (y > 4).float()[:, None])
     assert len(pruner(yes_no, losses=BinaryCrossEntropy()).select(network).pruned) == 80
     own = pruner(
-        regression, losses=lambda m, b: F.huber_loss(m(b[0])[:, 0], b[1], reduction="none")
+        regression,
+        losses=lambda m, b: F.huber_loss(m(b[0])[:, 0], b[1], reduction="none"),
+        budget=Budget(fraction=0.4, min_per_class=0),
     )
     assert len(own.select(network).pruned) == 80
 
@@ -190,7 +192,7 @@ def test_progress_bars_can_be_silenced(model, few_digits, capsys):
     pruner(few_digits).select(model)
     assert capsys.readouterr() == ("", "")
     pruner(few_digits, progress=True).select(model)
-    assert "scoring" in capsys.readouterr().err
+    assert "measuring" in capsys.readouterr().err
 
 
 class Stream(IterableDataset):
@@ -246,12 +248,15 @@ def test_a_model_that_is_none(few_digits):
         pruner(few_digits).select(nn.Linear(64, 10).state_dict())
 
 
+NO_FLOOR = Budget(fraction=0.4, min_per_class=0)
+
+
 def test_integer_regression_targets_are_no_classes(few_digits):
     x, y = few_digits[:]
     data = TensorDataset(x, torch.arange(200) * 10**9 - 5)
     scaled = lambda m, b: SquaredError().values(m(b[0]), b[1] / 1e11)  # noqa: E731
     network = nn.Sequential(nn.Linear(64, 1))
-    assert len(pruner(data, losses=scaled).select(network).pruned) == 80
+    assert len(pruner(data, losses=scaled, budget=NO_FLOOR).select(network).pruned) == 80
     data = TensorDataset(x, y - 7)
     assert len(pruner(data, losses=SquaredError()).select(network).pruned) == 80
 
@@ -297,7 +302,7 @@ def test_wrong_models_and_losses_leave_no_trace(model, few_digits):
         with pytest.raises(ValueError, match=message):
             wrong_pruner.select(model)
         assert model.training
-    with pytest.raises(TypeError, match="BatchNorm1d, which does not compute"):
+    with pytest.raises(TypeError, match="BatchNorm1d, which has no weight matrix"):
         pruner(few_digits, head="1").select(model)
     with pytest.raises(ValueError, match="meta device"):
         pruner(few_digits).select(nn.Linear(64, 10, device="meta"))
@@ -322,7 +327,7 @@ def test_a_model_that_returns_fewer_outputs_than_samples(few_digits):
             return self.head(x[::2])
 
     losses = lambda m, b: F.cross_entropy(m(b[0]), b[1][::2], reduction="none")  # noqa: E731
-    with pytest.raises(ValueError, match="a batch of 200 samples gave 100 gradients"):
+    with pytest.raises(ValueError, match=r"shape \(2,\), got \(1,\): .* another number of outputs"):
         pruner(few_digits, losses=losses).select(Pools())
 
 

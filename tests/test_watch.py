@@ -12,8 +12,9 @@ from torch.utils.data import BatchSampler, DataLoader, Subset, TensorDataset
 from transformers import get_cosine_schedule_with_warmup
 
 from prunesampler import Budget, InfluencePrunedSampler, InfluencePruner, PruningCallback
+from prunesampler.batches import label_of
 from prunesampler.loaders import batch_size_of, sampler_of
-from prunesampler.watch import label_of, schedule_length
+from prunesampler.watch import schedule_length
 
 
 def optimizer():
@@ -222,7 +223,8 @@ def test_an_earlier_run_is_not_held(few_digits, model):
         ((0, {"boxes": [1]}), None),
         ({"labels": ["a", "b"]}, None),
         ({"label": [[1], [2, 3]]}, None),
-        ((0, 1, 2), None),
+        ((0, 1, 2), 1),
+        ((0, 0.5, 2), None),
         (3, None),
     ],
 )

@@ -1,0 +1,114 @@
+"""Datasets as people write them, each of which was read wrongly once."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+MAIN = os.getpid()
+
+
+class Rows:
+    """A file of float32 rows that closes when nobody holds it any more, as those of h5py do."""
+
+    def __init__(self, path, width):
+        self.file, self.width = open(path, "rb", buffering=0), width  # noqa: SIM115
+
+    def __getitem__(self, index):
+        self.file.seek(4 * index * self.width)
+        threading.Event().wait(1e-4)  # time for another process to move the shared place
+        row = np.frombuffer(self.file.read(4 * self.width), np.float32)
+        return torch.from_numpy(row.copy())
+
+    def __del__(self):
+        self.file.close()
+
+
+class Lazy(Dataset):
+    """Rows of a file that is opened on first use, as with h5py, LMDB or tar; unlike them slow to read.
+
+    Args:
+        path: of float32 rows.
+        width: of a row.
+        size: number of rows.
+    """
+
+    def __init__(self, path, width, size):
+        self.path, self.width, self.size, self.file, self.opened = path, width, size, None, False
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        if not self.opened:
+            self.file, self.opened = Rows(self.path, self.width), True
+        return self.file[index], index % 3
+
+
+class Shards(Lazy):
+    """The same with a mapping of files."""
+
+    def __init__(self, path, width, size):
+        super().__init__(path, width, size)
+        self.files = {}
+
+    def __getitem__(self, index):
+        shard = index % 2
+        if shard not in self.files:
+            self.files[shard] = Rows(self.path, self.width)
+        return self.files[shard][index], index % 3
+
+
+class OwnRandom(Dataset):
+    """Augments with random generators of its own, one of them in a transform."""
+
+    def __init__(self, size=120):
+        self.rng, self.transform = np.random.default_rng(0), Jitter()
+        generator = torch.Generator().manual_seed(0)
+        self.x, self.y = torch.randn(size, 8, generator=generator), torch.arange(size) % 3
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, index):
+        return self.transform(self.x[index]) + float(self.rng.normal()) * 0.1, self.y[index]
+
+
+class Jitter:
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(1)
+
+    def __call__(self, x):
+        return x + 0.1 * torch.randn(x.shape, generator=self.generator)
+
+
+class WorkersOnly(Dataset):
+    """Cannot be read in the main process."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        assert os.getpid() != MAIN, "read in the main process"
+        return self.data[index]
+
+
+class Views(Dataset):
+    """Returns views of one tensor that the caller must not write to, and counts what was read."""
+
+    def __init__(self, x, y):
+        self.x, self.y, self.reads = x, y, 0
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return self.x[index], self.y[index]

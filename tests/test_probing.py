@@ -1,0 +1,180 @@
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hostile import Views
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torchvision.transforms import v2
+
+from prunesampler import (
+    Budget,
+    CrossEntropy,
+    ExactCurvature,
+    InfluencePrunedSampler,
+    InfluencePruner,
+    PruningCallback,
+    anneal,
+)
+
+quick = partial(anneal, moves=1_000)
+pytestmark = pytest.mark.filterwarnings("ignore:.*a random set")
+
+
+def pruner(data, **options):
+    options = {"budget": Budget(fraction=0.4), "solver": quick, "progress": False, **options}
+    return InfluencePruner(data, **options)
+
+
+def images(few_digits):
+    x, y = few_digits.tensors
+    return TensorDataset(x.view(-1, 1, 8, 8), y)
+
+
+def mixed(items):
+    """The collate function of torchvision's references."""
+    return v2.RandomChoice([v2.MixUp(num_classes=10), v2.CutMix(num_classes=10)])(
+        *default_collate(items)
+    )
+
+
+def masked(items):
+    """Random masking, as language models are trained with."""
+    x, y = default_collate(items)
+    return x * (torch.rand_like(x) > 0.15), y
+
+
+@pytest.mark.parametrize("collate", [mixed, masked])
+def test_a_collate_function_that_draws_is_named_and_draws_no_number_of_the_run(collate, few_digits):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match=f"collate_fn {collate.__name__} makes another batch"):
+        pruner(images(few_digits), collate_fn=collate).check(model)
+    loader = DataLoader(images(few_digits), 16, collate_fn=collate)
+    with pytest.raises(ValueError, match=f"collate_fn {collate.__name__} makes another batch"):
+        pruner(images(few_digits), like=loader).check(model)
+    pruner(images(few_digits), like=loader, collate_fn=default_collate).check(model)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Pictures(Dataset):
+    """Batches as mappings with keys of their own, of which the loss alone knows the form."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, index):
+        return {"image": self.x[index], "class": int(self.y[index])}
+
+
+@pytest.fixture
+def rare(digits):
+    """Two classes of which there are few samples."""
+    x, y = digits[:600]
+    keep = (y > 1) | (torch.arange(600) < 12)
+    return x[keep], y[keep]
+
+
+def kept_per_class(data, y, **options):
+    torch.manual_seed(0)
+    model = nn.Linear(64, 10)
+    selection = pruner(data, budget=Budget(fraction=0.88), **options).select(model)
+    return y[selection.kept].bincount(minlength=10)
+
+
+def own(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+def own_pictures(model, batch):
+    return F.cross_entropy(model(batch["image"]), batch["class"], reduction="none")
+
+
+def test_rare_classes_keep_their_floor_whatever_the_form_of_batches(rare):
+    x, y = rare
+    run = CrossEntropy(run=lambda model, batch: (model(batch["image"]), batch["class"]))
+    usual = kept_per_class(TensorDataset(x, y), y)
+    assert usual.min() >= 1
+    assert torch.equal(kept_per_class(Pictures(x, y), y, losses=run), usual)
+    assert torch.equal(kept_per_class(TensorDataset(x, F.one_hot(y, 10).float()), y), usual)
+    assert kept_per_class(TensorDataset(x, y), y, losses=own).min() >= 1
+    assert kept_per_class(Pictures(x, y), y, losses=own_pictures, labels=y).min() >= 1
+    with pytest.warns(
+        UserWarning, match="min_per_class=1 is off: pass labels=, or losses=CrossEntr"
+    ):
+        kept = kept_per_class(Pictures(x, y), y, losses=own_pictures)
+    assert kept.min() == 0  # or the floors above would prove nothing
+
+
+def test_run_keeps_closed_form_bound_and_the_set(few_digits, model):
+    options = {"curvature": ExactCurvature(damping=0.1)}
+    usual = pruner(few_digits, **options).select(model)
+    run = CrossEntropy(run=lambda model, batch: (model(batch["image"]), batch["class"]))
+    other = pruner(Pictures(*few_digits.tensors), losses=run, **options).select(model)
+    assert torch.equal(usual.pruned, other.pruned)
+    assert (usual.bound, usual.loss_bound) == (other.bound, other.loss_bound)
+
+
+def test_a_batch_that_puts_samples_together_is_said(few_digits):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(16, track_running_stats=False)
+    model = nn.Sequential(nn.Linear(64, 16), norm, nn.Linear(16, 10))
+    with pytest.warns(UserWarning, match="depends on the other samples in its batch"):
+        pruner(few_digits).check(model)
+
+
+def test_a_last_batch_of_one_sample_is_found_before_training(few_digits, model):
+    sampler = InfluencePrunedSampler(few_digits)  # 120 kept = 7 * 17 + 1
+    loader = DataLoader(few_digits, 17, sampler=sampler)
+    with pytest.warns(
+        UserWarning, match="batches of 17 the last one is of a single.*drop_last=True"
+    ):
+        pruner(few_digits).check(model, loader=loader)
+    callback = PruningCallback(sampler, pruner(few_digits))
+    callback.watch(loader=loader)
+    with pytest.warns(UserWarning, match="batch norm cannot train"):
+        callback.on_epoch_end(0, model)
+    dropping = DataLoader(few_digits, 17, sampler=sampler, drop_last=True)
+    pruner(few_digits).check(model, loader=dropping)
+    without = nn.Sequential(nn.Linear(64, 10))
+    pruner(few_digits).check(without, loader=loader)
+    with pytest.warns(UserWarning, match="the loader iterates a RandomSampler, not an Influence"):
+        pruner(few_digits).check(model, loader=DataLoader(few_digits, 17, shuffle=True))
+
+
+def test_errors_at_the_first_batch_say_what_we_were_doing(few_digits):
+    x, y = few_digits.tensors
+    ragged = [(x[i][: 60 + i % 3], int(y[i])) for i in range(200)]
+    for head in (None, "0"):
+        with pytest.raises(RuntimeError, match="equal size") as caught:
+            pruner(ragged, head=head).select(nn.Sequential(nn.Linear(64, 10)))
+        if hasattr(caught.value, "add_note"):  # Python 3.11
+            assert "while prunesampler ran the model on a batch" in caught.value.__notes__[0]
+
+
+def test_another_dataset_of_the_same_size(few_digits, model):
+    x, y = few_digits.tensors
+    saved = PruningCallback(InfluencePrunedSampler(few_digits), pruner(few_digits), warmup_epochs=1)
+    saved.on_epoch_end(0, model)
+    state = saved.state_dict()
+    other = TensorDataset(x, y.flip(0))
+    with pytest.raises(ValueError, match="the state is of another dataset of the same size"):
+        PruningCallback(InfluencePrunedSampler(other), pruner(other)).load_state_dict(state)
+    same = TensorDataset(x + 1e-3, y)  # as another version of an image library would decode it
+    PruningCallback(InfluencePrunedSampler(same), pruner(same)).load_state_dict(state)
+    older = {key: value for key, value in state.items() if key != "data"}
+    PruningCallback(InfluencePrunedSampler(other), pruner(other)).load_state_dict(older)
+
+
+def test_a_dataset_that_grew(few_digits, model):
+    data = Views(*few_digits.tensors)
+    sampler, chooser = InfluencePrunedSampler(data), pruner(data)
+    data.y = torch.cat([data.y, data.y])
+    with pytest.raises(ValueError, match="had 200 samples and has 400 now"):
+        list(sampler)
+    with pytest.raises(ValueError, match="had 200 samples and has 400 now"):
+        chooser.select(model)
