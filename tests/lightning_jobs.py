@@ -1,4 +1,4 @@
-"""Jobs under Lightning, on one process and on two."""
+"""Jobs under Lightning, on one process and on two, and what the tests in the same process run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from job_runner import FOLDER, WORLD, main
 from jobs import data, network, pruner
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from prunesampler import Budget, InfluencePrunedSampler
 from prunesampler.integrations.lightning import PruningCallback
 
-EPOCHS = 5
+EPOCHS, BATCH = 5, 20
 
 
 def module(flavour):
@@ -58,7 +59,7 @@ def module(flavour):
 
 def fit(
     *, checkpoint=None, workers=0, hook=False, flavour=lightning.pytorch, early=None, budget=None,
-    saver=None, drop_last=False, **options
+    saver=None, drop_last=False, functions=False, **options
 ):  # fmt: skip
     torch.manual_seed(0)
     x, y = data(200).tensors
@@ -68,13 +69,14 @@ def fit(
     def loader():
         return DataLoader(indexed, 16, sampler=sampler, num_workers=workers, drop_last=drop_last)
 
-    pruning = PruningCallback(
-        sampler, pruner(scored, **({"budget": budget} if budget else {})), warmup_epochs=2,
-        **options.pop("pruning", {}),
-    )  # fmt: skip
+    chooser = pruner(scored, **({"budget": budget} if budget else {}))
+    settings = {"warmup_epochs": 2, **options.pop("pruning", {})}
+    pruning = PruningCallback(sampler, chooser, **settings)
     steps = pruning.planned_steps(
         epochs=EPOCHS, batch_size=16, num_processes=WORLD, drop_last=drop_last
     )
+    if functions:  # of the trainer
+        pruning = PruningCallback(lambda trainer: sampler, lambda trainer: chooser, **settings)
     model = module(flavour)(steps, loader)
     callbacks = [pruning]
     callbacks += [saver] if saver else []
@@ -112,6 +114,7 @@ def result(model, sampler, trainer):
 def plan():
     """Loaders that are passed and loaders from a hook, with and without workers, both packages."""
     cases = {"passed": {}, "hook": {"hook": True}, "workers": {"workers": 2}}
+    cases["functions"] = {"functions": True}
     if WORLD == 1:
         cases["older name"] = {"flavour": pytorch_lightning}
     return {"found": {name: result(*fit(**case)[:3]) for name, case in cases.items()}}
@@ -167,6 +170,86 @@ def twice():
     trainer.fit(model, model.loader())
     sizes = [sum(map(len, model.batches[epoch])) for epoch in range(3)]
     return {"sizes": sizes, "kept": len(before), "log": f"{logger.log_dir}/metrics.csv"}
+
+
+class Counting(lightning.pytorch.LightningModule):
+    """Notes how many batches each epoch has."""
+
+    def __init__(self, *, rate=0.1):
+        super().__init__()
+        torch.manual_seed(0)
+        self.network, self.rate = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)), rate
+        self.batches = {}
+
+    def forward(self, x):
+        return self.network(x)
+
+    def training_step(self, batch, number):
+        self.batches[self.current_epoch] = self.batches.get(self.current_epoch, 0) + 1
+        return F.cross_entropy(self.network(batch[0]).float(), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.rate)
+
+
+class Ours(Counting):
+    """A module that makes its data, and what prunes it, in ``setup``."""
+
+    def __init__(self, data, **options):
+        super().__init__(**options)
+        self.data, self.setups = data, 0
+
+    def setup(self, stage):
+        self.train_set = TensorDataset(*self.data.tensors)
+        self.sampler = InfluencePrunedSampler(self.train_set)
+        self.setups += 1
+
+    def train_dataloader(self):
+        return DataLoader(self.train_set, BATCH, sampler=self.sampler)
+
+
+class Theirs(lightning.pytorch.LightningDataModule):
+    """A DataModule that makes its data in ``setup``."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.data = data
+
+    setup, train_dataloader = Ours.setup, Ours.train_dataloader
+    setups = 0
+
+
+def trainer_with(*callbacks, **options):
+    defaults = {
+        "max_epochs": 4, "accelerator": "cpu", "logger": False, "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+    }  # fmt: skip
+    return lightning.pytorch.Trainer(callbacks=list(callbacks), **{**defaults, **options})
+
+
+def objects(data, *, warmup_epochs=2, **options):
+    """A callback over these data, and a loader that it prunes."""
+    sampler = InfluencePrunedSampler(data)
+    pruning = PruningCallback(sampler, pruner(data), warmup_epochs=warmup_epochs, **options)
+    return pruning, DataLoader(data, BATCH, sampler=sampler)
+
+
+def late(where, **options):
+    """A callback over the data that a module or a DataModule is going to make."""
+    return PruningCallback(
+        lambda trainer: getattr(trainer, where).sampler,
+        lambda trainer: pruner(getattr(trainer, where).train_set),
+        **{"warmup_epochs": 2, **options},
+    )
+
+
+def run_late(where, data, *callbacks, checkpoint=None, **options):
+    pruning = late(where)
+    module, source = (Counting(), Theirs(data)) if where == "datamodule" else (Ours(data), None)
+    trainer = trainer_with(pruning, *callbacks, **options)
+    trainer.fit(module, datamodule=source, ckpt_path=checkpoint)
+    return module, pruning, trainer
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Jobs under the Hugging Face Trainer, on one process and on two."""
+"""Jobs under the Hugging Face Trainer, and what the tests in the same process run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from job_runner import FOLDER, WORLD, main
 from jobs import data, network, pruner
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from prunesampler import InfluencePrunedSampler
 from prunesampler.integrations.transformers import PruningCallback, PruningTrainerMixin
@@ -30,6 +32,43 @@ class Mappings(Dataset):
         item = {"x": self.x[index], "labels": self.y[index]}
         return {**item, "index": index} if self.indexed else item
 
+    @property
+    def pairs(self):
+        return self.x, self.y
+
+
+class Texts(Dataset):
+    """Texts as numbers, of 3 to 12 each, with the text itself and a label."""
+
+    def __init__(self, label, count=100):
+        draw = torch.Generator().manual_seed(0)
+        self.rows = []
+        for index in range(count):
+            size = int(torch.randint(3, 13, (), generator=draw))
+            codes = torch.randint(2, 64, (size,), generator=draw).tolist()
+            self.rows.append({"text": f"no. {index}", "input_ids": codes, label: index % 3})
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+def padded(rows):
+    """A collator as people write them."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    codes = [row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in rows]
+    return {
+        "input_ids": torch.tensor(codes),
+        "labels": torch.tensor([row["label"] for row in rows]),
+    }
+
+
+def tokenizer():
+    words = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1}, "[UNK]"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+
 
 class Model(nn.Module):
     def __init__(self):
@@ -48,20 +87,24 @@ class PruningTrainer(PruningTrainerMixin, Trainer):
     pass
 
 
+def arguments(folder, **options):
+    return TrainingArguments(
+        **{
+            "output_dir": str(folder), "num_train_epochs": EPOCHS, "use_cpu": True,
+            "per_device_train_batch_size": 16, "learning_rate": 0.01, "report_to": [],
+            "disable_tqdm": True, "eval_strategy": "epoch", "save_strategy": "no",
+            "logging_strategy": "epoch", **options,
+        }
+    )  # fmt: skip
+
+
 def make(name, *, constant=True, accumulate=1, trainer_class=PruningTrainer, **options):
     length = "constant" if constant else "shrink"
     sampler = InfluencePrunedSampler(Mappings(), epoch_length=length)
     pruning = PruningCallback(sampler, pruner(Mappings(indexed=False)), warmup_epochs=2)
-    arguments = TrainingArguments(
-        **{
-            "output_dir": str(FOLDER / name), "num_train_epochs": EPOCHS, "use_cpu": True,
-            "per_device_train_batch_size": 16, "gradient_accumulation_steps": accumulate,
-            "learning_rate": 0.01, "report_to": [], "disable_tqdm": True, "eval_strategy": "epoch",
-            "save_strategy": "no", "logging_strategy": "epoch", **options,
-        }
-    )  # fmt: skip
+    settings = arguments(FOLDER / name, gradient_accumulation_steps=accumulate, **options)
     trainer = trainer_class(
-        Model(), arguments, train_dataset=Mappings(), eval_dataset=Mappings(50), callbacks=[pruning]
+        Model(), settings, train_dataset=Mappings(), eval_dataset=Mappings(50), callbacks=[pruning]
     )
     return trainer, sampler, pruning
 

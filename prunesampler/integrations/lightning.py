@@ -42,9 +42,22 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
     the end of validation, is caught up on when the run resumes. To resume within an epoch use torchdata's
     StatefulDataLoader: Lightning does not skip the batches of another.
 
+    Where ``setup()`` of a DataModule or of the LightningModule makes the data, give functions of the
+    trainer, which are called after that, once in each ``fit``::
+
+        PruningCallback(
+            lambda trainer: trainer.lightning_module.sampler,
+            lambda trainer: InfluencePruner(trainer.datamodule.train_set, budget=budget),
+        )
+
     ``trainer.estimated_stepping_batches`` does not know of pruning: size schedules with
-    `planned_steps`. Loggers receive the kept samples, the shift and the seconds of every selection.
+    `planned_steps`, with functions not before ``configure_optimizers()``. Loggers receive the kept
+    samples, the shift and the seconds of every selection.
     """
+
+    _every = 0  # epochs after which the trainer is to make its training loader again
+    _restored = False  # whether a state was loaded for the run that begins
+    _over = 0  # epochs whose end was dealt with
 
     def planned_steps(
         self,
@@ -79,17 +92,14 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Learn how long the run is; forget an earlier run, unless this one goes on from it."""
-        if stage != "fit":
-            return
-        if not trainer.fast_dev_run and trainer.max_epochs is not None and trainer.max_epochs > 0:
-            self.expect_epochs(trainer.max_epochs)
-        if trainer.current_epoch == 0:  # state is restored later, if at all
-            self.pruning.reset()
-        self._every: int = trainer.reload_dataloaders_every_n_epochs
-        self.pruning.log = lambda numbers, step: [
-            logger.log_metrics(numbers, step) for logger in trainer.loggers
-        ]
+        """Get ready for a run."""
+        if stage == "fit":
+            self._restored = False  # Lightning loads a state after this
+            self._join(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Get ready, if this callback was added when the others were set up already."""
+        self._join(trainer, late=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check who shares out the samples, and catch up on what a checkpoint came too early for.
@@ -98,6 +108,7 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
             ValueError: when samples would be shared out twice or not at all, when validation comes
                 after more batches than a pruned epoch has, or when a run cannot be resumed from here.
         """
+        self._join(trainer, late=True)
         loaders = loaders_in(trainer.train_dataloader)
         self._check_shares(trainer, loaders)
         self._check_validation(trainer)
@@ -120,28 +131,51 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the order; Lightning tells the sampler its epoch in runs of one process only."""
+        self._join(trainer, late=True)
         trainer.reload_dataloaders_every_n_epochs = self._every
         self.sampler.set_epoch(trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Select if it is time, and have the training loader made again."""
         epoch = trainer.current_epoch
-        with self._reloading(trainer):
-            self.pruning.on_epoch_end(epoch, pl_module, step=trainer.global_step)
+        # With max_steps, Lightning goes through the end of an epoch again when it resumes from there.
+        if epoch >= self._over:
+            with self._reloading(trainer):
+                self.pruning.on_epoch_end(epoch, pl_module, step=trainer.global_step)
+        self._over = max(self._over, epoch + 1)
         self.sampler.set_epoch(epoch + 1)  # so that a checkpoint holds the coming epoch
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the trainer as it was."""
-        if stage == "fit":
+        if stage == "fit" and self._trainer is trainer:
             trainer.reload_dataloaders_every_n_epochs = self._every
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `prunesampler.PruningCallback.state_dict`."""
-        return self.pruning.state_dict()
+            self._restored = False
+            self.meet(None)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """See `prunesampler.PruningCallback.load_state_dict`."""
-        self.pruning.load_state_dict(state_dict)
+        super().load_state_dict(state_dict)
+        self._restored, self._over = True, int(state_dict.get("epochs_ended", 0))
+
+    def _join(self, trainer: Trainer, *, late: bool = False) -> None:
+        """Learn of the run, how long it is, and whether it goes on from an earlier one.
+
+        Args:
+            trainer: whose run begins.
+            late: do nothing if that was done before.
+        """
+        if late and self._trainer is trainer:
+            return
+        self.meet(trainer)
+        known = not trainer.fast_dev_run and trainer.max_epochs is not None
+        self.expect_epochs(trainer.max_epochs if known and trainer.max_epochs > 0 else None)
+        if not self._restored:
+            self._over = trainer.current_epoch
+        self.begin_run(anew=trainer.current_epoch == 0 and not self._restored)
+        self._every = trainer.reload_dataloaders_every_n_epochs
+        self.log_to(
+            lambda numbers, step: [logger.log_metrics(numbers, step) for logger in trainer.loggers]
+        )
 
     @contextmanager
     def _reloading(self, trainer: Trainer) -> Iterator[None]:

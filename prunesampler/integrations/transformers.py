@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import default_collate
 
 from prunesampler.files import pack_state, unpack_state, write_atomically
 from prunesampler.integrations.common import HoldsPruning, require
@@ -39,6 +43,11 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
     gradients over batches that do not divide an epoch, and cannot take ``max_steps``: all three are
     refused. The fractions of epochs in its log are of a full epoch.
 
+    The pruner puts samples together as the Trainer does, with its ``data_collator`` and without the
+    columns that the model does not take, unless it was given a ``collate_fn`` or a loader to read as.
+    For a trainer that makes its dataset itself, give functions of the trainer that return the sampler
+    and the pruner.
+
     Every checkpoint holds the state as ``pruning.safetensors``; the Trainer's loggers receive the kept
     samples, the shift and the seconds of every selection.
     """
@@ -56,7 +65,7 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
                 "a hyperparameter search trains many times, but a sampler serves one run; build "
                 "trainer, sampler and callback anew for every trial"
             )
-        if self.pruning.log is None:
+        if self._log is None:
             raise TypeError(
                 "the trainer does not use the sampler: derive it from PruningTrainerMixin, as in "
                 "class MyTrainer(PruningTrainerMixin, Trainer): ..."
@@ -98,8 +107,8 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **others: Any,
     ) -> None:
-        """Write the state into the checkpoint's folder."""
-        if state.is_world_process_zero:
+        """Write the state into the checkpoint's folder, on every node that has one of its own."""
+        if args.should_save:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_atomically(folder / FILE, pack_state(self.pruning.state_dict()))
 
@@ -112,8 +121,9 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
         file = Path(checkpoint) / FILE
         if not file.exists():
             raise ValueError(
-                f"{checkpoint} has no {FILE}: it was saved without this callback, or the run was "
-                "killed while saving; resume from an earlier checkpoint, or train from the start"
+                f"{checkpoint} has no {FILE}: it was saved without this callback, on the disk of another "
+                "node (then use save_on_each_node=True), or the run was killed while saving; resume "
+                "from an earlier checkpoint, or train from the start"
             )
         self.pruning.load_state_dict(unpack_state(file.read_bytes()))
         pruned = len(self.sampler.kept) < self.sampler.num_samples
@@ -171,6 +181,24 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
         return 1 if args.accelerator_config.split_batches else int(args.world_size)
 
 
+@dataclass(frozen=True)
+class TrainersCollate:
+    """Puts samples together as a Trainer does, and pairs ``(x, y)``, which it does not know, as torch does.
+
+    Args:
+        collate: the Trainer's collator, behind the removal of columns that the model does not take.
+        own: whether the collator is one of transformers, for mappings only.
+    """
+
+    collate: Callable[[list[Any]], Any]
+    own: bool
+
+    def __call__(self, items: list[Any]) -> Any:
+        """One batch of these samples."""
+        pairs = isinstance(items[0], (tuple, list, Tensor))
+        return default_collate(items) if pairs and self.own else self.collate(items)
+
+
 class PruningTrainerMixin:
     """Gives a Trainer the sampler of its `PruningCallback`.
 
@@ -191,6 +219,7 @@ class PruningTrainerMixin:
                 f"{type(self).__name__} has {len(found)} PruningCallbacks in callbacks=, and needs "
                 "one of prunesampler.integrations.transformers"
             )
+        found[0].meet(self)
         return found[0]
 
     def train(
@@ -200,11 +229,11 @@ class PruningTrainerMixin:
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
         """Forget an earlier run, before the Trainer counts the batches, and train."""
-        self._pruning().pruning.reset()
+        self._pruning().begin_run(anew=True)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> InfluencePrunedSampler:
-        """Our sampler, instead of a random one."""
+        """Our sampler, instead of a random one; the pruner is lent the collator."""
         callback = self._pruning()
         sampler = callback.sampler
         data = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[attr-defined]
@@ -223,8 +252,18 @@ class PruningTrainerMixin:
                 f"train_sampling_strategy={self.args.train_sampling_strategy!r} would be lost: the "  # type: ignore[attr-defined]
                 'pruning sampler chooses the order; use "random"'
             )
-        callback.pruning.log = lambda numbers, step: self.log(numbers)  # type: ignore[attr-defined]
+        callback.log_to(lambda numbers, step: self.log(numbers))  # type: ignore[attr-defined]
+        callback.pruning.pruner.lend_collate(self._collate())
         return sampler
+
+    def _collate(self) -> TrainersCollate:
+        """What puts the batches of training together, for items that may have columns too many."""
+        collator = self.data_collator  # type: ignore[attr-defined]
+        home = getattr(collator, "__module__", None) or type(collator).__module__
+        return TrainersCollate(
+            self._get_collator_with_removed_columns(collator, description="score"),  # type: ignore[attr-defined]
+            own=home.partition(".")[0] == "transformers",
+        )
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
