@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from prunesampler.budget import Budget
+from prunesampler.checks import checked_seed
 from prunesampler.constraints import Constraints
 from prunesampler.guarantee import Progress, Solution
 from prunesampler.influence import Influence
@@ -48,8 +49,9 @@ def anneal(
         moves: swaps to propose; default 50 per free sample, at least 1,000,000.
 
     Raises:
-        ValueError: when the budget cannot be met, or a constraint or cost is not valid.
+        ValueError: when the budget cannot be met, or a constraint, cost or seed is not valid.
     """
+    seed = checked_seed(seed)
     problem = Problem.of(influence, budget, labels, constraints, cost)
     moves = moves_for(moves, len(problem))
 
@@ -73,7 +75,9 @@ def _anneal(search: Search, seed: int, moves: int, progress: Progress | None) ->
     random_state = np.array([seed], dtype=np.uint64)
     best, lowest, nearest = pruned.copy(), np.inf, -1
     costs = search.units.costs
-    for block, temperatures in enumerate(np.array_split(search.temperatures(moves), BLOCKS)):
+    edges = [block * (moves // BLOCKS) + min(block, moves % BLOCKS) for block in range(BLOCKS + 1)]
+    for block in range(BLOCKS):
+        temperatures = search.temperatures(moves, edges[block], edges[block + 1])
         if block % REFRESH == 0:  # the running float32 sum drifts
             state = search.state(pruned).to(precision).numpy()
         if not len(temperatures) or pruned.all() or not pruned.any():

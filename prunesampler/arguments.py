@@ -23,7 +23,12 @@ def check_objects(budget: object, losses: object, curvature: object, solver: obj
             f"losses must be a function (model, batch) -> one loss per sample, got {losses!r}; use "
             "CrossEntropy(), BinaryCrossEntropy() or SquaredError() of prunesampler, or your own"
         )
-    if isinstance(curvature, type) or (curvature is not None and not hasattr(curvature, "factor")):
-        raise TypeError(f"curvature must be an object such as ExactCurvature(), got {curvature!r}")
+    needed = ("factor", "check", "apply_inverse_once")
+    whole = all(hasattr(curvature, name) for name in needed)
+    if curvature is not None and (isinstance(curvature, type) or not whole):
+        raise TypeError(
+            f"curvature must be an object such as ExactCurvature(), got {curvature!r}; one of your own "
+            "inherits from prunesampler.curvature.Curvature"
+        )
     if solver is not None and not callable(solver):
         raise TypeError(f"solver must be a function such as prunesampler.anneal, got {solver!r}")

@@ -339,7 +339,8 @@ class PruningCallback:
     ) -> int:
         """Optimiser steps of a run of so many epochs, for sizing a schedule.
 
-        With ``Budget(epsilon=)`` the number of pruned samples is known only after the selection.
+        With ``Budget(epsilon=)``, and with groups of samples that go together, the number of pruned
+        samples is known only after the selection.
         Before, this returns the steps without pruning, which is an upper bound, and warns; call it
         again in ``on_selection``.
 
@@ -373,5 +374,9 @@ class PruningCallback:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
         chosen = None if self.selection is None else len(self.selection.kept)
         return planned_lengths(
-            self.schedule.lasting(epochs), self.sampler, self.pruner.budget, chosen
+            self.schedule.lasting(epochs),
+            self.sampler,
+            self.pruner.budget,
+            chosen,
+            self.pruner.constraints,
         )

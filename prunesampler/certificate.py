@@ -6,7 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunesampler.influence import Factor, Influence
+from prunesampler.curvature import Curvature
+from prunesampler.influence import Factor, Influence, length
+from prunesampler.rows import CHUNK
+from prunesampler.samples import SampleGradients
+from prunesampler.selection import complement
 
 LANCZOS_STEPS, LANCZOS_TOLERANCE = 80, 1e-4
 """Most steps towards the smallest eigenvalue, and the relative change at which they end."""
@@ -104,7 +108,27 @@ def loss_bound(bound: float, inputs: Tensor, lipschitz: float) -> float:
         inputs: of the layer, with the one for the bias, shape (t, D): the samples to hold it for.
         lipschitz: of the loss by the outputs; the square root of 2 for cross-entropy.
     """
-    return bound * lipschitz * float(inputs.double().norm(dim=1).mean())
+    parts = (inputs[k : k + CHUNK] for k in range(0, len(inputs), CHUNK))
+    norms = torch.cat([part.double().norm(dim=1) for part in parts])
+    return bound * lipschitz * float(norms.mean())
+
+
+def kept_curvature(
+    curvature: Curvature, gradients: SampleGradients, influence: Influence, pruned: Tensor
+) -> tuple[Factor, float]:
+    """Curvature of the samples that stay, and its share of the full one (`curvature_share`).
+
+    Args:
+        curvature: how it is factorised.
+        gradients: measurements of all samples.
+        influence: of all samples.
+        pruned: indices of the samples that go; with none the curvature is the full one.
+    """
+    full = influence.factor
+    if not len(pruned):
+        return full, 1.0
+    kept = curvature.factor(gradients[complement(pruned, len(gradients))], full.damping)
+    return kept, curvature_share(kept, full, gradients.shape)
 
 
 def random_shift(influence: Influence, size: int, seed: int, draws: int = 5) -> float:
@@ -119,3 +143,28 @@ def random_shift(influence: Influence, size: int, seed: int, draws: int = 5) -> 
     rng = np.random.default_rng(seed)
     sets = [rng.choice(len(influence), size, replace=False) for _ in range(draws)]
     return float(np.mean([influence.shift_norm(torch.from_numpy(pruned)) for pruned in sets]))
+
+
+def random_newton_shift(
+    curvature: Curvature, gradients: SampleGradients, influence: Influence, size: int, seed: int
+) -> float | None:
+    """Norm of the Newton shift of one random set, or None for the empty one.
+
+    The set is the first that :func:`random_shift` draws. Its kept samples' curvature is needed for
+    this one shift alone, so it is not factorised where there is a cheaper way.
+
+    Args:
+        curvature: of the selection that is held against it.
+        gradients: measurements of all samples.
+        influence: of all samples.
+        size: samples to prune.
+        seed: of the draw.
+    """
+    if not size:
+        return None
+    n = len(influence)
+    pruned = torch.from_numpy(np.random.default_rng(seed).choice(n, size, replace=False))
+    step = curvature.apply_inverse_once(
+        gradients[complement(pruned, n)], influence.gradient_sum(pruned), influence.factor
+    )
+    return length(influence.metric, influence.factor, step / (n - size))

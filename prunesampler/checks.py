@@ -13,11 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+SEEDS = 2**64
+"""How many seeds there are: the generators of the searches and of torch hold 64 bits."""
+
 
 def warn(message: str) -> None:
     """Warn at the line outside this package that led here, which is the one that can change."""
     frame, level = sys._getframe(), 1
-    package = os.path.dirname(__file__)
+    # With the separator: a user's prunesampler_project beside the package is outside of it.
+    package = os.path.dirname(__file__) + os.sep
     while frame.f_back and (
         frame.f_code.co_filename.startswith(package) or frame.f_code.co_filename == "<string>"
     ):
@@ -52,6 +56,20 @@ def whole_number(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
         raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
     return int(value)
+
+
+def checked_seed(seed: Any, name: str = "seed") -> int:
+    """The seed as an int that every generator here takes.
+
+    Raises:
+        ValueError: when it is not a whole number from 0 to ``2**64 - 1``.
+    """
+    number = whole_number(name, seed)
+    if number >= SEEDS:
+        raise ValueError(
+            f"{name} must be a whole number from 0 to 2**64 - 1, got {number}; take it modulo 2**64"
+        )
+    return number
 
 
 def checked_indices(
@@ -102,12 +120,20 @@ def checked_labels(labels: Tensor | Sequence[int], num_samples: int) -> Tensor:
         raise TypeError(
             "labels must be whole numbers, one per sample: number the classes"
         ) from error
-    if tensor.shape != (num_samples,) or tensor.is_floating_point() or (tensor < 0).any():
+    if tensor.shape != (num_samples,) or tensor.is_floating_point():
         raise ValueError(
             f"labels must be {num_samples} whole numbers from 0, one per sample, got "
             f"{tensor.dtype} of shape {tuple(tensor.shape)}"
         )
-    return tensor.to("cpu", torch.int64)
+    whole = tensor.to("cpu", torch.int64)
+    negative = (whole < 0).nonzero().flatten()
+    if len(negative):
+        raise ValueError(
+            f"labels must be {num_samples} whole numbers from 0, one per sample, got "
+            f"{int(whole[negative[0]])} for sample {int(negative[0])} and {len(negative)} below 0 in "
+            "all; give such samples a class of their own, or leave them out of the dataset"
+        )
+    return whole
 
 
 def checked_cost(cost: Tensor | Sequence[float], num_samples: int) -> Tensor:

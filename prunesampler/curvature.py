@@ -13,7 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from prunesampler.influence import CHUNK, Factor, IdentityFactor, RankOne
+from prunesampler.conjugate import conjugate_gradients
+from prunesampler.factors import ExactFactor, KroneckerFactor
+from prunesampler.influence import Factor, IdentityFactor
 from prunesampler.samples import SampleGradients
 
 SINGLE = 1e-5
@@ -25,7 +27,10 @@ SEARCH_DAMPING = 1e-2
 
 
 class Curvature(Protocol):
-    """Turns measured samples into a factorised curvature."""
+    """Turns measured samples into a factorised curvature.
+
+    A curvature of your own inherits from this class and writes `factor`; the rest follows.
+    """
 
     def factor(self, gradients: SampleGradients, damping: float | None = None) -> Factor:
         """Factorise the curvature of these samples.
@@ -35,9 +40,34 @@ class Curvature(Protocol):
             damping: use this instead of the curvature's own setting.
         """
 
+    def apply_inverse_once(
+        self, gradients: SampleGradients, matrix: Tensor, near: Factor
+    ) -> Tensor:
+        """``H^-1 matrix`` with the curvature of these samples, for this one matrix.
+
+        For a single matrix there may be a cheaper way than to factorise; the answer means the same.
+
+        Args:
+            gradients: the measured samples.
+            matrix: shape (K, D).
+            near: a factorised curvature that resembles theirs, of the same kind; its damping is used.
+        """
+        return self.factor(gradients, near.damping).solve(matrix)
+
+    def check(self, gradients: SampleGradients, num_samples: int) -> None:
+        """Find out from a few samples what would fail with all of them; here nothing.
+
+        Args:
+            gradients: measurements of any of the samples.
+            num_samples: how many there are in all.
+
+        Raises:
+            ValueError: when it would, with the reason and the way out.
+        """
+
 
 @dataclass(frozen=True, kw_only=True)
-class ExactCurvature:
+class ExactCurvature(Curvature):
     """The GGN itself: one matrix of size R = K * D, one Cholesky for all samples.
 
     K is C - 1 for cross-entropy (softmax does not see a shift of all outputs), else C; D is the
@@ -56,13 +86,16 @@ class ExactCurvature:
     def __post_init__(self) -> None:
         _check_damping(self.damping)
 
-    def check_size(self, gradients: SampleGradients, num_samples: int) -> int:
-        """The size R of the matrix, from any samples' measurements.
+    def check(self, gradients: SampleGradients, num_samples: int) -> None:
+        """Check the size R of the matrix, and that there is curvature, from any samples.
 
         Raises:
-            ValueError: when it is above ``max_size``.
+            ValueError: when R is above ``max_size``, or these samples have no curvature at all.
         """
-        rows, columns = gradients.hessian.basis().shape[1], gradients.inputs.shape[1]
+        self._check(gradients, num_samples, self.damping)
+
+    def _check(self, gradients: SampleGradients, num_samples: int, damping: float | None) -> None:
+        rows, columns = gradients.shape
         size = rows * columns
         if size > self.max_size:
             raise ValueError(
@@ -71,7 +104,7 @@ class ExactCurvature:
                 f"{4 * num_samples * size / 2**30:.1f} GiB of whitened rows. Use "
                 "KroneckerCurvature() (an approximation), a smaller layer, or a larger max_size"
             )
-        return size
+        check_curved(gradients, damping)
 
     def factor(self, gradients: SampleGradients, damping: float | None = None) -> ExactFactor:
         """Factorise the mean GGN.
@@ -79,13 +112,14 @@ class ExactCurvature:
         Raises:
             ValueError: when R is above ``max_size``, or the curvature is not positive definite.
         """
-        size = self.check_size(gradients, len(gradients))
-        matrix = gauss_newton(gradients)
-        largest = float(matrix.diagonal().max())
-        chosen = _first(damping, self.damping, DEFAULT_DAMPING * float(matrix.trace()) / size)
+        given = self.damping if damping is None else damping
+        self._check(gradients, len(gradients), given)
+        matrix = gradients.gauss_newton()
+        size, largest = len(matrix), float(matrix.diagonal().max())
+        chosen = _first(given, DEFAULT_DAMPING * float(matrix.trace()) / size)
         if chosen < SINGLE * largest:
             del matrix
-            matrix = gauss_newton(gradients, torch.float64)
+            matrix = gradients.gauss_newton(torch.float64)
         light = max(SINGLE * largest, min(chosen, SEARCH_DAMPING * float(matrix.trace()) / size))
         matrix.diagonal().add_(light)
         search, _ = torch.linalg.cholesky_ex(matrix)
@@ -95,79 +129,29 @@ class ExactCurvature:
             raise ValueError(
                 f"the curvature is not positive definite with damping={chosen:.3g}, beside a largest "
                 f"diagonal entry of {largest:.3g}: some inputs of the layer are zero or depend on "
-                "others, or the loss is not convex in its output; give a larger damping, or None "
-                "for the default"
+                "others, or the loss is not convex in its output; give the curvature a larger damping"
+                + (", which is 1e-3 of the mean eigenvalue by default" if given is None else "")
+                + (", or None for the default" if self.damping is not None else "")
             )
         return ExactFactor(cholesky, search, chosen)
 
+    def apply_inverse_once(
+        self, gradients: SampleGradients, matrix: Tensor, near: Factor
+    ) -> Tensor:
+        """``H^-1 matrix`` by conjugate gradients on the GGN itself, with ``near`` to start from.
 
-def gauss_newton(gradients: SampleGradients, dtype: torch.dtype | None = None) -> Tensor:
-    """Mean GGN without damping, shape (R, R), float64, index k * D + d.
-
-    Products over ``CHUNK`` samples are added in float64. Only the blocks on and above the diagonal
-    are computed.
-
-    Args:
-        gradients: the measured samples.
-        dtype: precision of the products; default that of the gradients.
-    """
-    basis = gradients.hessian.basis()
-    outputs, inputs = basis.shape[1], gradients.inputs.shape[1]
-    total = torch.zeros(
-        outputs, inputs, outputs, inputs, dtype=torch.float64, device=gradients.inputs.device
-    )
-    for chunk in gradients.chunks():
-        a, weights = chunk.inputs.to(dtype), chunk.hessian.dense(basis).to(dtype)
-        for k in range(outputs):
-            weighted = (weights[:, k, k:, None] * a[:, None, :]).flatten(1)
-            total[k, :, k:, :] += (a.T @ weighted).view(inputs, outputs - k, inputs)
-    for k in range(outputs):
-        for other in range(k + 1, outputs):
-            total[other, :, k, :] = total[k, :, other, :].T
-    return total.div_(len(gradients)).view(outputs * inputs, outputs * inputs)
-
-
-@dataclass(frozen=True)
-class ExactFactor:
-    """Cholesky factor of the damped GGN.
-
-    Args:
-        cholesky: lower triangular, shape (R, R), float64.
-        search: the same of the curvature with the damping of the search.
-        damping: what was added to the diagonal.
-    """
-
-    cholesky: Tensor
-    search: Tensor
-    damping: float
-
-    def solve(self, matrix: Tensor) -> Tensor:
-        """``H^-1`` applied to matrices of shape (..., K, D), float64."""
-        flat = matrix.double().reshape(-1, len(self.cholesky))
-        return torch.cholesky_solve(flat.T, self.cholesky).T.reshape(matrix.shape)
-
-    def multiply(self, matrix: Tensor) -> Tensor:
-        """``H`` applied to matrices of shape (..., K, D), float64."""
-        flat = matrix.double().reshape(-1, len(self.cholesky))
-        return (flat @ self.cholesky @ self.cholesky.T).reshape(matrix.shape)
-
-    def whiten(self, rows: RankOne) -> RankOne:
-        """``L^-1 g_i``: dense rows of shape (1, R), float32, ``4 n R`` bytes.
-
-        ``L`` is of the curvature with less damping: where damping outweighs the curvature, rows
-        would be short and a search slow to balance them.
+        Its norm is right to about a thousandth where there are more samples than parameters. With far
+        fewer, and a small damping, the steps may run out; then the answer is too short.
         """
-        lower = self.search.float()
-        white = torch.empty(len(rows), len(lower), device=lower.device)
-        for start in range(0, len(rows), CHUNK):
-            flat = rows[start : start + CHUNK].flat().float()
-            solved = torch.linalg.solve_triangular(lower, flat.T, upper=False)
-            white[start : start + CHUNK] = solved.T
-        return RankOne.from_vectors(white)
+
+        def product(direction: Tensor) -> Tensor:
+            return gradients.curvature_product(direction) + near.damping * direction
+
+        return conjugate_gradients(product, matrix, near.solve)
 
 
 @dataclass(frozen=True, kw_only=True)
-class KroneckerCurvature:
+class KroneckerCurvature(Curvature):
     """Kronecker approximation (KFAC): mean output Hessian ⊗ mean outer product of inputs.
 
     Cheap, for layers of any size, and **not exact even for one linear layer**, unless inputs and
@@ -186,25 +170,29 @@ class KroneckerCurvature:
     def __post_init__(self) -> None:
         _check_damping(self.damping)
 
+    def check(self, gradients: SampleGradients, num_samples: int) -> None:
+        """Check that there is curvature.
+
+        Raises:
+            ValueError: when these samples have none at all.
+        """
+        del num_samples
+        check_curved(gradients, self.damping)
+
     def factor(self, gradients: SampleGradients, damping: float | None = None) -> KroneckerFactor:
         """Factorise both small matrices.
 
         Raises:
-            ValueError: when the damping is zero, given so or since the curvature is.
+            ValueError: when the damping is zero, or no damping is given and the curvature is zero.
         """
-        basis = gradients.hessian.basis()
-        outer = torch.zeros(len(basis), len(basis), dtype=torch.float64)
-        for chunk in gradients.chunks():
-            outer += chunk.hessian.total()
-        outer = basis.T @ outer @ basis
-        inner = RankOne(gradients.inputs, gradients.inputs).sum()
-        left = torch.linalg.eigh(outer / len(gradients))
-        right = torch.linalg.eigh(inner / len(gradients))
-        mean = float(left[0].mean() * right[0].mean())
-        chosen = _first(damping, self.damping, DEFAULT_DAMPING * mean)
+        given = self.damping if damping is None else damping
+        check_curved(gradients, given)
+        left, right = (torch.linalg.eigh(part) for part in gradients.kronecker_factors())
+        chosen = _first(given, DEFAULT_DAMPING * float(left[0].mean() * right[0].mean()))
         if chosen <= 0:
             raise ValueError(
-                f"the curvature needs a positive damping, got {chosen:.3g}; give damping="
+                f"the Kronecker curvature needs a positive damping, got {chosen:.3g}; give damping="
+                + (", or None for the default" if given is not None else "")
             )
         return KroneckerFactor(
             left[0].clamp(min=0), left[1], right[0].clamp(min=0), right[1], chosen
@@ -212,54 +200,37 @@ class KroneckerCurvature:
 
 
 @dataclass(frozen=True)
-class KroneckerFactor:
-    """Eigenvalues (K,) and (D,) and eigenvectors of both Kronecker factors, float64."""
-
-    left_values: Tensor
-    left_vectors: Tensor
-    right_values: Tensor
-    right_vectors: Tensor
-    damping: float
-
-    def solve(self, matrix: Tensor) -> Tensor:
-        """``(B ⊗ A + damping I)^-1`` applied to matrices of shape (..., K, D), float64."""
-        return self._rotate(matrix, 1 / self._values())
-
-    def multiply(self, matrix: Tensor) -> Tensor:
-        """``B ⊗ A + damping I`` applied to matrices of shape (..., K, D), float64."""
-        return self._rotate(matrix, self._values())
-
-    def _values(self) -> Tensor:
-        return torch.outer(self.left_values, self.right_values) + self.damping
-
-    def _rotate(self, matrix: Tensor, scale: Tensor) -> Tensor:
-        rotated = self.left_vectors.T @ matrix.double() @ self.right_vectors
-        return self.left_vectors @ (rotated * scale) @ self.right_vectors.T
-
-    def whiten(self, rows: RankOne) -> RankOne:
-        """Both factors whitened apart, so that rows stay rank one: ``4 n (K + D)`` bytes.
-
-        The damping is split between the factors in proportion to their mean eigenvalues.
-        """
-        ratio = float((self.left_values.mean() / self.right_values.mean().clamp(min=1e-30)) ** 0.5)
-        ratio = ratio or 1.0
-        left = (self.left_values + self.damping**0.5 * ratio).rsqrt()
-        right = (self.right_values + self.damping**0.5 / ratio).rsqrt()
-        to_left, to_right = self.left_vectors * left, self.right_vectors * right
-        return RankOne(
-            (rows.left @ to_left.to(rows.left)).float(),
-            (rows.right @ to_right.to(rows.right)).float(),
-        )
-
-
-@dataclass(frozen=True)
-class IdentityCurvature:
+class IdentityCurvature(Curvature):
     """No curvature: influence is the centred gradient over n. A baseline, and for tests."""
 
     def factor(self, gradients: SampleGradients, damping: float | None = None) -> IdentityFactor:
         """The identity, whatever the samples."""
         del gradients, damping
         return IdentityFactor()
+
+
+def check_curved(gradients: SampleGradients, damping: float | None) -> None:
+    """Check that there is curvature, or a damping in its place.
+
+    Raises:
+        ValueError: when there is neither, naming which of the two is missing and why.
+    """
+    if damping:
+        return
+    if not any(chunk.hessian.total().any() for chunk in gradients.chunks()):
+        raise ValueError(
+            f"the curvature of all {len(gradients)} samples measured is zero: the loss has no "
+            "curvature in the layer's output (as L1, or Huber's loss far from its target, or a "
+            "softmax that is certain of every answer), so no influence can be had from it; score "
+            "with a smooth loss, as losses=SquaredError(), or give the curvature damping=, the "
+            "weight decay in use, or take curvature=IdentityCurvature()"
+        )
+    if not gradients.inputs.any():
+        raise ValueError(
+            f"the curvature of all {len(gradients)} samples measured is zero: every input of the "
+            "layer is zero, so it has learnt nothing yet; choose another layer with head=, or give "
+            "the curvature damping=, the weight decay in use"
+        )
 
 
 def _first(*values: float | None) -> float:

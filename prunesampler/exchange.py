@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from prunesampler.budget import Budget
+from prunesampler.checks import checked_seed
 from prunesampler.constraints import Constraints
 from prunesampler.guarantee import Progress, Solution
 from prunesampler.influence import Influence
@@ -48,8 +49,9 @@ def exchange(
         device: where to search; default where the influence lies.
 
     Raises:
-        ValueError: when the budget cannot be met, or a constraint or cost is not valid.
+        ValueError: when the budget cannot be met, or a constraint, cost or seed is not valid.
     """
+    seed = checked_seed(seed)
     if tile < 1:
         raise ValueError(f"tile must be at least 1, got {tile}")
     problem = Problem.of(influence, budget, labels, constraints, cost)

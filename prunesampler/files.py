@@ -34,7 +34,7 @@ def unpack(kind: tuple[str, int], data: bytes) -> tuple[dict[str, Any], dict[str
         length = int.from_bytes(data[:8], "little")
         header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["header"])
         found = (header["format"], header["version"])
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ValueError(f"not a file of {kind[0]}") from error
     if found != kind:
         raise ValueError(
@@ -43,7 +43,7 @@ def unpack(kind: tuple[str, int], data: bytes) -> tuple[dict[str, Any], dict[str
         )
     try:
         return header, load_tensors(data)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"not a whole file of {kind[0]}: {error}") from error
 
 
@@ -79,7 +79,7 @@ def unpack_state(data: bytes) -> dict[str, Any]:
 
     try:
         return dict(whole(header["state"]))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a whole file of {STATE[0]}: {error!r}") from error
 
 

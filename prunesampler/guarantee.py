@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from prunesampler.problem import Problem
+from prunesampler.rows import matrices_at_a_time
 
 Progress = Callable[[int, int], None]
 """Called now and then with the steps done and the steps in all."""
@@ -22,9 +24,17 @@ class Solution(NamedTuple):
     norm: float
 
 
+class TooFew(ValueError):
+    """No set within epsilon holds the samples that must be pruned, with so few others."""
+
+
+Found = TypeVar("Found")
+
 Minimise = Callable[[Problem, int, Progress | None], Tensor]
 """From a problem and a size to the indices of such a set with low energy, ascending."""
 
+HALVINGS = 8
+"""How often the sizes of sets that leave too little curvature are halved, at most."""
 SCAN = 16
 """Sizes to try, evenly spaced, when bisection found nothing."""
 
@@ -47,7 +57,7 @@ def largest_within(
         progress: see :data:`Progress`.
 
     Raises:
-        ValueError: when no set was found that holds the samples that must be pruned.
+        TooFew: when no set was found that holds the samples that must be pruned.
     """
     influence, forced = problem.influence, problem.forced
     best = Solution(forced, influence.shift_norm(forced) if len(forced) else 0.0)
@@ -70,7 +80,7 @@ def largest_within(
             if len(best.pruned) > len(forced):
                 break
     if best.norm > epsilon:
-        raise ValueError(
+        raise TooFew(
             f"no set was found that holds the {len(forced)} samples in prune= and shifts the "
             f"parameters by at most epsilon={epsilon:.4g}; alone they shift them by {best.norm:.4g}: "
             "raise epsilon to that, or prune fewer of them"
@@ -78,6 +88,34 @@ def largest_within(
     best = _grow(problem, best, most, epsilon)
     if progress:
         progress(rounds, rounds)
+    return best
+
+
+def largest_curved(
+    refused: int, least: int, attempt: Callable[[int], Found | None]
+) -> Found | None:
+    """What the largest size gives whose kept samples curve enough, or None where none was found.
+
+    The size is bisected: the answer is within 5 % of the largest, for at most eight attempts.
+    It leans on curvature being lost with every sample that goes, which holds but for chance.
+
+    Args:
+        refused: size that leaves too little curvature.
+        least: samples that must go; smaller sizes are not tried, nor this one.
+        attempt: from the most samples that may go to what is found, or None where that leaves too
+            little curvature. ``TooFew`` says that epsilon needs more of them.
+    """
+    low, high, best = least, refused, None
+    for _ in range(HALVINGS):
+        if high - low <= max(1, low // 20):
+            break
+        size = (low + high) // 2
+        try:
+            found = attempt(size)
+        except TooFew:
+            low = size
+            continue
+        low, high, best = (low, size, best) if found is None else (size, high, found)
     return best
 
 
@@ -93,6 +131,8 @@ def _within(problem: Problem, size: int, epsilon: float, minimise: Minimise) -> 
 
 def _grow(problem: Problem, found: Solution, most: int, epsilon: float) -> Solution:
     """Add single units, the one with the smallest shift first, while one stays within epsilon."""
+    if len(found.pruned) >= most:  # nothing fits: then no unit's own shift need be known
+        return found
     n, influence, sizes = len(problem.influence), problem.influence, problem.sizes()
     squares = _unit_squares(problem)
     taken = torch.isin(problem.members[problem.start[:-1]], found.pruned)
@@ -139,7 +179,8 @@ def _unit_squares(problem: Problem) -> Tensor:
     influence = problem.influence
     if not problem.grouped:
         return influence.sample_squares()[problem.members]
-    sums = list(problem.gradient_sums())
-    return torch.cat(
-        [influence.squares(torch.stack(sums[k : k + 256])) for k in range(0, len(sums), 256)]
-    )
+    squares: list[Tensor] = []
+    sums = problem.gradient_sums()
+    while some := list(islice(sums, min(256, matrices_at_a_time(influence.gradients.shape)))):
+        squares.append(influence.squares(torch.stack(some)))
+    return torch.cat(squares)

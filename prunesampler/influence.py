@@ -17,75 +17,14 @@ Influence", ICLR 2023 (arXiv 2205.09329), section 3. The paper uses ``g_i`` with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-CHUNK = 1024
-"""Rows handled at a time. It bounds memory; it changes results only by rounding."""
-
-
-@dataclass(frozen=True)
-class RankOne:
-    """A stack of n matrices ``left_i ⊗ right_i`` of shape (K, D), held as K + D numbers each.
-
-    Args:
-        left: shape (n, K).
-        right: shape (n, D), on the same device.
-    """
-
-    left: Tensor
-    right: Tensor
-
-    def __len__(self) -> int:
-        """Number of matrices n."""
-        return len(self.left)
-
-    def __getitem__(self, index: Tensor | slice) -> RankOne:
-        return RankOne(self.left[index], self.right[index])
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Shape (K, D) of one matrix."""
-        return self.left.shape[1], self.right.shape[1]
-
-    def chunks(self) -> Iterator[RankOne]:
-        """Consecutive slices of at most ``CHUNK`` matrices."""
-        for start in range(0, len(self), CHUNK):
-            yield self[start : start + CHUNK]
-
-    def sum(self, indices: Tensor | None = None) -> Tensor:
-        """Sum of the chosen matrices (all by default), shape (K, D), accumulated in float64."""
-        chosen = self if indices is None else self[indices.to(self.left.device)]
-        total = torch.zeros(self.shape, dtype=torch.float64, device=self.left.device)
-        for chunk in chosen.chunks():
-            total += chunk.left.double().T @ chunk.right.double()
-        return total
-
-    def norms(self) -> Tensor:
-        """Frobenius norm of every matrix, shape (n,): the product of the factors' norms."""
-        return torch.cat(
-            [c.left.double().norm(dim=1) * c.right.double().norm(dim=1) for c in self.chunks()]
-        )
-
-    def inner(self, matrix: Tensor) -> Tensor:
-        """Inner product of every matrix with one of shape (K, D); shape (n,), float64."""
-        matrix = matrix.double()
-        return torch.cat(
-            [((c.left.double() @ matrix) * c.right.double()).sum(1) for c in self.chunks()]
-        )
-
-    def flat(self) -> Tensor:
-        """Every matrix written out, shape (n, K * D). For chunks only: it is K * D / (K + D) larger."""
-        return (self.left[:, :, None] * self.right[:, None, :]).flatten(1)
-
-    @classmethod
-    def from_vectors(cls, vectors: Tensor) -> RankOne:
-        """Wrap dense vectors, shape (n, P), as matrices of shape (1, P)."""
-        return cls(vectors.new_ones(len(vectors), 1), vectors)
+from prunesampler.rows import RankOne
 
 
 class Factor(Protocol):
@@ -106,6 +45,17 @@ class Factor(Protocol):
 
         Solvers search there because all directions weigh the same. Any invertible map keeps
         "the sum is zero" true; reported norms never come from here.
+        """
+
+    def squares(self, rows: RankOne, mean: Tensor, power: int) -> Tensor | None:
+        """``(g_i - mean)^T H^-power (g_i - mean)`` for every row, shape (n,), float64.
+
+        None where no closed form is known; then every row takes a solve of its own.
+
+        Args:
+            rows: n matrices ``g_i`` of shape (K, D).
+            mean: shape (K, D), float64.
+            power: 1 or 2.
         """
 
 
@@ -226,10 +176,16 @@ class Influence:
         return (shifts * self.metric(self.factor, shifts)).sum((1, 2))
 
     def sample_squares(self) -> Tensor:
-        """:meth:`squares` of every centred gradient, shape (n,), in chunks."""
-        rows = self.gradients.chunks()
+        """:meth:`squares` of every centred gradient, shape (n,), in bounded memory."""
+        closed = None
+        if self.metric is parameter_distance:
+            closed = self.factor.squares(self.gradients, self.mean, 2)
+        elif self.metric is loss_distance:
+            closed = self.factor.squares(self.gradients, self.mean, 1)
+        if closed is not None:
+            return closed
         return torch.cat(
-            [self.squares(c.flat().double().view(len(c), *c.shape) - self.mean) for c in rows]
+            [self.squares(dense - self.mean) for dense in self.gradients.dense_chunks()]
         )
 
 
@@ -250,3 +206,8 @@ class IdentityFactor:
     def whiten(self, rows: RankOne) -> RankOne:
         """The rows themselves, in float32."""
         return RankOne(rows.left.float(), rows.right.float())
+
+    def squares(self, rows: RankOne, mean: Tensor, power: int) -> Tensor:
+        """Squared distance of every row from ``mean``, shape (n,), float64."""
+        del power
+        return rows.squares(mean, torch.ones_like(mean))

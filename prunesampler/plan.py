@@ -6,35 +6,65 @@ from collections.abc import Iterable
 
 from prunesampler.budget import Budget
 from prunesampler.checks import warn
+from prunesampler.constraints import Constraints
 from prunesampler.sampler import InfluencePrunedSampler
 from prunesampler.schedule import Schedule
 
 
 def planned_lengths(
-    schedule: Schedule, sampler: InfluencePrunedSampler, budget: Budget, chosen: int | None
+    schedule: Schedule,
+    sampler: InfluencePrunedSampler,
+    budget: Budget,
+    chosen: int | None,
+    constraints: Constraints | None = None,
 ) -> list[int]:
     """Samples that each epoch draws, on one rank of the sampler.
+
+    With an epsilon, or with groups of samples that go together, the number is known only after the
+    selection: before, this is an upper bound, and warns.
 
     Args:
         schedule: of a run of known length.
         sampler: of the run.
-        budget: of the run. With an epsilon the number is known only after the selection: before,
-            this is an upper bound, and warns.
+        budget: of the run.
         chosen: samples kept by the last selection, or None before it.
+        constraints: of the run, or None.
     """
     full = sampler.num_samples
-    if budget.epsilon is None:
-        kept = full - budget.size(full)
-    elif chosen is not None or len(sampler.kept) < full:
-        kept = len(sampler.kept) if chosen is None else chosen
-    else:
-        kept = full
+    kept, reason = _most_kept(budget, constraints, full)
+    if reason and chosen is not None:
+        kept = chosen
+    elif reason and len(sampler.kept) < full:  # a run that resumed after its selection
+        kept = len(sampler.kept)
+    elif reason:
         warn(
-            f"with Budget(epsilon={budget.epsilon}) the kept samples are known only after the "
-            "selection; planned_steps is an upper bound, call it again in on_selection"
+            f"with {reason} the kept samples are known only after the selection; planned_steps is "
+            "an upper bound, call it again in on_selection"
         )
     epochs = range(schedule.epochs or 0)
     return [sampler.length(kept if schedule.prunes(epoch) else full) for epoch in epochs]
+
+
+def _most_kept(
+    budget: Budget, constraints: Constraints | None, num_samples: int
+) -> tuple[int, str | None]:
+    """Samples that a selection keeps at most, and what makes it uncertain, or None if exact.
+
+    Groups are filled in until the next does not fit, so that less than the largest is missing; but
+    floors per class may stop it earlier.
+    """
+    if budget.epsilon is not None:
+        return num_samples, f"Budget(epsilon={budget.epsilon})"
+    exact = num_samples - budget.size(num_samples)
+    largest = 1
+    if constraints is not None:
+        largest = int(constraints.unit_of(num_samples).bincount().max())
+    if largest == 1:
+        return exact, None
+    reason = f"groups of up to {largest} samples"
+    if budget.proportional or budget.min_per_class > 1:
+        return num_samples, f"{reason} and floors per class"
+    return min(num_samples, exact + largest - 1), reason
 
 
 def optimiser_steps(

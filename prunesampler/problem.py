@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prunesampler.budget import Budget
-from prunesampler.checks import checked_cost
+from prunesampler.checks import checked_cost, checked_labels
 from prunesampler.constraints import Constraints
 from prunesampler.influence import Influence
 from prunesampler.kernels import Limits, Units, fill
@@ -63,9 +63,11 @@ class Problem:
         """Settle what is fixed.
 
         Raises:
-            ValueError: when constraints contradict each other, or a cost is not finite.
+            ValueError: when constraints contradict each other, a label is below zero, or a cost is
+                not finite.
         """
         n = len(influence)
+        labels = None if labels is None else checked_labels(labels, n)
         given = (constraints or Constraints()).checked(n)
         unit = given.unit_of(n)
         settled = torch.zeros(int(unit.max()) + 1, dtype=torch.int64)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from prunesampler.annealing import anneal
 from prunesampler.arguments import check_objects
 from prunesampler.budget import Budget
-from prunesampler.checks import checked_cost, checked_labels, dataset_size, warn, whole_number
+from prunesampler.checks import checked_cost, checked_labels, checked_seed, dataset_size, warn
 from prunesampler.choosing import choose_together
 from prunesampler.constraints import Constraints
 from prunesampler.costs import Cost, validation_loss
@@ -29,7 +29,7 @@ from prunesampler.losses import ClosedFormLoss, CrossEntropy
 from prunesampler.measuring import Measurer, advance, explained, progress_bar
 from prunesampler.probing import probe
 from prunesampler.reading import Reading, some_of
-from prunesampler.scores import Scores, read_measurements
+from prunesampler.scores import Scores, read_layer, read_measurements
 from prunesampler.selection import Selection
 from prunesampler.selector import Selector
 from prunesampler.solvers import Solver
@@ -127,7 +127,7 @@ class InfluencePruner:
             raise ValueError(
                 "cost=validation_loss needs validation samples: pass validation= to the pruner"
             )
-        self.budget = budget
+        self.budget, self.constraints = budget, constraints
         losses = CrossEntropy() if losses is None else losses
         self._selector = Selector(
             num_samples=self.num_samples,
@@ -140,7 +140,7 @@ class InfluencePruner:
             cost=cost,
             cost_weight=cost_weight,
             center=center,
-            seed=whole_number("seed", seed),
+            seed=checked_seed(seed),
             lipschitz=None if gradients else getattr(losses, "lipschitz", None),
         )
         self._measurer = Measurer(
@@ -313,7 +313,7 @@ class InfluencePruner:
             ValueError: when the state is not whole, or of another dataset.
         """
         gradients, validation = read_measurements(state, self.num_samples)
-        return replace(self._selector.scores(gradients, validation, 0.0), layer=state.get("layer"))
+        return replace(self._selector.scores(gradients, validation, 0.0), layer=read_layer(state))
 
     def _meeting(self, what: str) -> Group:
         """The processes, once all have come; the first time they also compare a few samples."""

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from prunesampler.checks import check_state, checked_indices, dataset_size, warn, whole_number
+from prunesampler.checks import (
+    check_state,
+    checked_indices,
+    checked_seed,
+    dataset_size,
+    warn,
+    whole_number,
+)
 from prunesampler.epoch_iterator import EpochIterator
 from prunesampler.orders import decode, encode, permutations
 from prunesampler.selection import Selection
@@ -99,7 +106,7 @@ class InfluencePrunedSampler(Sampler[int]):
         # The pass begun last, and what was left of it when the kept set changed.
         self._current: tuple[weakref.ref[EpochIterator], list[int]] | None = None
         self.epoch_length = epoch_length
-        self._seed = whole_number("seed", seed)
+        self._seed = checked_seed(seed)
         self._shuffle = shuffle
         self._uneven = uneven
         self._kept = torch.arange(self.num_samples)
@@ -291,7 +298,7 @@ class InfluencePrunedSampler(Sampler[int]):
                 f"{self.num_samples}; resume with the dataset of the checkpoint"
             )
         kept = decode(state["kept"], self.num_samples)
-        seed, epoch = whole_number("seed", state["seed"]), whole_number("epoch", state["epoch"])
+        seed, epoch = checked_seed(state["seed"]), whole_number("epoch", state["epoch"])
         self.check_size(len(kept))
         if self._done is None:
             self._seed, self.epoch, self._over = seed, epoch, False

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunesampler.checks import checked_labels
 from prunesampler.influence import Influence
 from prunesampler.samples import (
     DenseHessian,
@@ -33,6 +34,7 @@ class Scores:
         labels: class of every sample from 0 on, int64, shape (n,), or None where unknown.
         validation: mean gradient of the validation samples, shape (K, D), float64, or None.
         seconds: what measuring and the curvature took, by name.
+        layer: name of the scored layer in the model, or None where it is not known.
     """
 
     gradients: SampleGradients
@@ -40,6 +42,7 @@ class Scores:
     labels: Tensor | None
     validation: Tensor | None
     seconds: dict[str, float]
+    layer: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Measurements as plain tensors; the influence is built anew from them."""
@@ -52,7 +55,38 @@ class Scores:
             "hessian": type(held.hessian).__name__,
             "hessian_tensors": dict(held.hessian.tensors),
             "validation": self.validation,
+            "layer": self.layer,
         }
+
+
+def class_labels(labels: Tensor | None, num_samples: int) -> Tensor | None:
+    """Labels as classes from 0 on, int64, shape (n,); numbered anew where they are far apart.
+
+    Raises:
+        ValueError: when there is not one of at least 0 for every sample, or but one class.
+    """
+    if labels is None:
+        return None
+    labels = checked_labels(labels, num_samples)
+    classes, dense = labels.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    if len(classes) == 1:
+        raise ValueError(
+            f"all {num_samples} samples have label {int(classes[0])}: with one class there is "
+            "nothing to tell apart; check the labels"
+        )
+    return dense if int(classes[-1]) > 2 * num_samples else labels
+
+
+def read_layer(state: Mapping[str, Any]) -> str | None:
+    """Name of the scored layer from :meth:`Scores.state_dict`; None in states of older releases.
+
+    Raises:
+        ValueError: when it is no name.
+    """
+    layer = state.get("layer")
+    if layer is not None and not isinstance(layer, str):
+        raise ValueError(f"the layer of the measurements must be a name, got {layer!r}")
+    return layer
 
 
 def read_measurements(

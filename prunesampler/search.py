@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunesampler.influence import CHUNK, RankOne
 from prunesampler.kernels import Limits, Units
 from prunesampler.problem import Bools, Ints, Problem
+from prunesampler.rows import RankOne, matrices_at_a_time
 
 MOVES_PER_SAMPLE, MIN_MOVES = 50, 1_000_000
 COLDEST = 1e-4
@@ -86,9 +86,27 @@ class Search:
         chosen = torch.from_numpy(np.flatnonzero(pruned))
         return self.rows.sum(chosen) + self.fixed.to(self.rows.left.device)
 
-    def temperatures(self, steps: int) -> NDArray[np.float64]:
-        """One per step, falling geometrically."""
-        return np.geomspace(self.hottest, self.hottest * COLDEST, max(2, steps))[:steps]
+    def temperatures(
+        self, steps: int, first: int = 0, last: int | None = None
+    ) -> NDArray[np.float64]:
+        """Of the steps from ``first`` to before ``last``; one per step, falling geometrically.
+
+        Only those asked for are laid out: for a million samples all would take half a gibibyte.
+
+        Args:
+            steps: of the whole search.
+            first: step to begin with.
+            last: step to end before; default: the end.
+        """
+        last = steps if last is None else last
+        hottest, coldest, end = self.hottest, self.hottest * COLDEST, max(2, steps) - 1
+        top, bottom = np.log10(hottest), np.log10(coldest)
+        # As np.geomspace has them, to the last bit: another temperature would be another set.
+        exponents = np.arange(first, last) * ((bottom - top) / end) + top
+        found: NDArray[np.float64] = np.power(10.0, exponents)
+        found[: max(0, 1 - first)] = hottest
+        found[max(0, end - first) :] = coldest
+        return found
 
     def within_reach(self, pruned: Bools, temperature: float) -> tuple[Ints, Ints]:
         """Pruned and kept units whose rows are short enough to be swapped at this temperature.
@@ -120,8 +138,9 @@ def _unit_rows(problem: Problem) -> RankOne:
         )
     sums = torch.zeros(len(problem), width)
     owner = problem.unit_of_members()
-    for first in range(0, len(problem.members), CHUNK):
-        part = slice(first, first + CHUNK)
+    at_a_time = matrices_at_a_time(search.shape)
+    for first in range(0, len(problem.members), at_a_time):
+        part = slice(first, first + at_a_time)
         flat = search[problem.members[part]].flat().cpu() - mean.flatten().float()
         sums.index_add_(0, owner[part], flat)
     return RankOne.from_vectors(sums)

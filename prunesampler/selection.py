@@ -13,8 +13,11 @@ from torch import Tensor
 
 from prunesampler.budget import Budget
 from prunesampler.files import pack, unpack, write_atomically
+from prunesampler.verdict import HARDLY, Compared, checked_facts, compare, in_words, largest_ratio
 
 KIND = ("prunesampler.selection", 2)
+MOST_SAMPLES = 10**10
+"""Size of the largest dataset: a file that claims more would only take all memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +35,8 @@ class Selection:
             when the scored layer alone is trained, with a convex loss and an L2 penalty equal to the
             damping, to convergence, before and after pruning.
         budget: what was asked for.
-        metadata: seconds, settings and counts of the run, JSON values.
+        metadata: seconds, settings, the scored layer, random sets' shifts and counts of the run, JSON
+            values by name.
         curvature_share: the kept samples' curvature is at least this share of the full one in every
             direction (`prunesampler.certificate.curvature_share`), or None where not computed.
         loss_bound: proved, where ``bound`` is: the mean loss over any samples whose inputs of the
@@ -59,6 +63,10 @@ class Selection:
             raise ValueError(
                 f"pruned must be int64 of shape (m,), got {pruned.dtype} {pruned.shape}"
             )
+        if n > MOST_SAMPLES:
+            raise ValueError(
+                f"num_samples must be at most {MOST_SAMPLES}, got {n}: no dataset is so large"
+            )
         if len(pruned) >= n:
             raise ValueError(f"{len(pruned)} of {n} samples pruned: nothing would be kept")
         if len(pruned) and (pruned[0] < 0 or pruned[-1] >= n or (pruned.diff() <= 0).any()):
@@ -70,29 +78,54 @@ class Selection:
         return complement(self.pruned, self.num_samples)
 
     @property
+    def ratio(self) -> float:
+        """The predicted shift as a share of a random set's: the larger one of both predictions.
+
+        First order against first order, Newton against Newton where both are known; NaN where
+        nothing is known of random sets, or nothing was pruned.
+        """
+        return largest_ratio(self._compared) if len(self.pruned) else math.nan
+
+    @property
+    def beats_random(self) -> bool:
+        """Whether the set is predicted to do better than a random one; true where that is unknown."""
+        return not self.ratio >= HARDLY
+
+    @property
+    def verdict(self) -> str:
+        """In plain English: whether the set is better than a random one, by what, and if not, why."""
+        return in_words(self._compared, len(self.pruned), self.num_samples, self.metadata)
+
+    @property
+    def _compared(self) -> list[Compared]:
+        return compare(self.shift, self.newton_shift, self.metadata)
+
+    @property
+    def proved(self) -> str | None:
+        """What is proved and on which conditions, or None where nothing is."""
+        if self.bound is None:
+            return None
+        loss = "" if self.loss_bound is None else f", mean loss changed by <= {self.loss_bound:.3g}"
+        return (
+            f"shift <= {self.bound:.3g}{loss}, if only this layer is trained, with a convex loss and "
+            f"the L2 penalty {self.metadata.get('damping', math.nan):.3g}, to convergence"
+        )
+
+    @property
     def certificate(self) -> str:
-        """What is proved, what is predicted and what is only hoped, with the conditions of each."""
-        proved = "nothing: give the curvature the L2 penalty in use as damping"
-        if self.bound is not None:
-            loss = (
-                ""
-                if self.loss_bound is None
-                else f", mean loss changed by <= {self.loss_bound:.3g}"
-            )
-            proved = (
-                f"shift <= {self.bound:.3g}{loss}, if only this layer is trained, with a convex loss "
-                f"and the L2 penalty {self.metadata.get('damping', math.nan):.3g}, to convergence"
-            )
+        """What is proved, what is predicted and what is neither, with the conditions of each."""
+        proved = self.proved or "nothing: give the curvature the L2 penalty in use as damping"
         predicted = f"shift {self.shift:.3g} to first order"
         if not math.isnan(self.newton_shift):
             predicted += f", {self.newton_shift:.3g} with the curvature of the kept samples"
-        if "random_shift" in self.metadata:
-            predicted += f" (a random set {self.metadata['random_shift']:.3g})"
+        random = [f"{pair.random:.3g} {pair.how}" for pair in self._compared]
+        if random:
+            predicted += f" (a random set {' and '.join(random)})"
         if self.curvature_share is not None:
             predicted += f"; {self.curvature_share:.0%} of the curvature kept in every direction"
         return (
             f"proved: {proved}\npredicted: {predicted}\n"
-            "hoped: that a network whose other layers are trained too ends as accurate"
+            "not predicted: how a network does whose other layers are trained too"
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -141,11 +174,11 @@ class Selection:
                 newton_shift=_number(header["newton_shift"], float),
                 bound=_optional(header["bound"]),
                 budget=Budget(**header["budget"]),
-                metadata=dict(header["metadata"]),
+                metadata=checked_facts(header["metadata"]),
                 curvature_share=_optional(header["curvature_share"]),
                 loss_bound=_optional(header["loss_bound"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"not a complete selection: {error!r}") from error
 
 

@@ -6,29 +6,39 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import Tensor
 
 from prunesampler.budget import Budget
 from prunesampler.certificate import (
     convex_bound,
-    curvature_share,
+    kept_curvature,
     loss_bound,
     newton_shift,
+    random_newton_shift,
     random_shift,
 )
-from prunesampler.checks import checked_cost
+from prunesampler.checks import SEEDS, checked_cost, checked_labels
 from prunesampler.constraints import Constraints
 from prunesampler.costs import Cost
-from prunesampler.curvature import Curvature, ExactCurvature
-from prunesampler.guarantee import Progress, Solution
-from prunesampler.influence import Influence, Metric, length
+from prunesampler.curvature import Curvature
+from prunesampler.guarantee import Progress, Solution, largest_curved
+from prunesampler.influence import Factor, Influence, Metric, length
 from prunesampler.problem import Problem
 from prunesampler.rotation import feasible, rotated
 from prunesampler.samples import SampleGradients
-from prunesampler.scores import Scores
-from prunesampler.selection import Selection, complement
+from prunesampler.scores import Scores, class_labels
+from prunesampler.selection import Selection
 from prunesampler.solvers import Solver
+
+
+class Candidate(NamedTuple):
+    """A solution, the curvature of the samples that it keeps, and its share of the full one."""
+
+    solution: Solution
+    kept: Factor
+    share: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,38 +74,45 @@ class Selector:
     lipschitz: float | None
 
     def scores(
-        self, gradients: SampleGradients, validation: Tensor | None, scoring_seconds: float
+        self,
+        gradients: SampleGradients,
+        validation: Tensor | None,
+        scoring_seconds: float,
+        layer: str | None = None,
     ) -> Scores:
         """Factorise the curvature and build the influence.
 
+        Args:
+            gradients: measurements of all samples.
+            validation: mean gradient of the validation samples, or None.
+            scoring_seconds: what measuring took.
+            layer: name of the scored layer, or None where it is not known.
+
         Raises:
-            ValueError: when there is but one class, or the curvature cannot be factorised.
+            ValueError: when labels are below zero or there is but one class, or the curvature
+                cannot be factorised.
         """
         started = time.perf_counter()
-        labels = gradients.labels if self.labels is None else self.labels
-        if labels is not None:
-            classes, dense = labels.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-            labels = dense if int(classes[-1]) > 2 * self.num_samples else labels
-            if len(classes) == 1:
-                raise ValueError(
-                    f"all {self.num_samples} samples have label {int(classes[0])}: with one class "
-                    "there is nothing to tell apart; check the labels"
-                )
+        labels = class_labels(
+            gradients.labels if self.labels is None else self.labels, self.num_samples
+        )
         factor = self.curvature.factor(gradients)
         influence = Influence.build(
             gradients.rows(), factor, center=self.center, metric=self.metric
         )
         seconds = {"scoring_seconds": scoring_seconds, "curvature_seconds": _since(started)}
-        return Scores(gradients, influence, labels, validation, seconds)
+        return Scores(gradients, influence, labels, validation, seconds, layer)
 
     def check(self, gradients: SampleGradients) -> None:
         """Find out from a few samples' measurements what could not be selected from all of them.
 
         Raises:
-            ValueError: when the curvature refuses a layer of this size.
+            ValueError: when the curvature refuses a layer of this size or has nothing to work on,
+                or a label is below zero.
         """
-        if isinstance(self.curvature, ExactCurvature):
-            self.curvature.check_size(gradients, self.num_samples)
+        if gradients.labels is not None:
+            checked_labels(gradients.labels, len(gradients))
+        self.curvature.check(gradients, self.num_samples)
 
     def select(self, scores: Scores, progress: Progress | None) -> Selection:
         """Solve the selection problem and certify the answer.
@@ -116,6 +133,7 @@ class Selector:
             progress: see `prunesampler.guarantee.Progress`.
             certify: compute the Newton shift and the kept curvature too; without, a draw is quick.
         """
+        started = time.perf_counter()
         problem = Problem.of(scores.influence, self.budget, scores.labels, self.constraints)
         turn = rotated(problem, ages, self.constraints)
         given = self.constraints or Constraints()
@@ -124,9 +142,11 @@ class Selector:
         turned = replace(
             self,
             constraints=next((c for c in softer if feasible(problem, c)), given),
-            seed=self.seed + int(ages.abs().sum()) % 2**31,  # another search at every draw
+            # Another search at every draw.
+            seed=(self.seed + int(ages.abs().sum()) % 2**31) % SEEDS,
         )
-        solution, seconds = turned._solved(scores, progress)
+        solution, _ = turned._solved(scores, progress)
+        seconds = _since(started)
         if certify or self.budget.epsilon is not None:
             return turned._certified(scores, solution, seconds, progress)
         return self._report(scores, solution, seconds, time.perf_counter())
@@ -172,40 +192,76 @@ class Selector:
         deviation = float(cost.std())
         return self.cost_weight * (cost - cost.mean()) / (deviation or 1.0)
 
-    def _forced(self, scores: Scores) -> int:
-        """How many samples must be pruned."""
-        return len(Problem.of(scores.influence, self.budget, None, self.constraints).forced)
-
     def _certified(
         self, scores: Scores, solution: Solution, seconds: float, progress: Progress | None
     ) -> Selection:
         """The selection with all that needs the kept samples' curvature."""
         started, influence = time.perf_counter(), scores.influence
-        while True:
-            kept = complement(solution.pruned, self.num_samples)
-            factor = self.curvature.factor(scores.gradients[kept], influence.factor.damping)
-            shape = influence.gradients.shape
-            share = curvature_share(factor, influence.factor, shape)
-            certain = self.budget.epsilon is None or not len(solution.pruned)
-            if certain or share >= self.budget.min_curvature:
-                break
-            fewer = int(0.9 * len(solution.pruned))
-            if fewer < max(1, self._forced(scores)):
-                raise ValueError(
-                    f"pruning {len(solution.pruned)} samples leaves {share:.3g} of the curvature in "
-                    f"some direction, less than min_curvature={self.budget.min_curvature}, and no "
-                    "fewer can be pruned; lower min_curvature, or take samples out of prune="
-                )
-            capped = replace(self.budget, max_fraction=fewer / self.num_samples)
-            solution, again = replace(self, budget=capped)._solved(scores, progress)
-            seconds += again
-        step = newton_shift(factor, influence, solution.pruned)
-        newton = length(influence.metric, influence.factor, step)
-        selection = self._report(scores, solution, seconds, started)
+        found, again = self._candidate(scores, solution), 0.0
+        if self.budget.epsilon is not None and found.share < self.budget.min_curvature:
+            refused, share = len(found.solution.pruned), found.share
+            del found  # its matrices are large, and more of them are to come
+            found, again = self._curved(scores, refused, share, progress)
+        pruned = found.solution.pruned
+        newton = length(
+            influence.metric, influence.factor, newton_shift(found.kept, influence, pruned)
+        )
+        solution, share = found.solution, found.share
+        del found
+        random = random_newton_shift(
+            self.curvature, scores.gradients, influence, len(pruned), self.seed
+        )
+        selection = self._report(scores, solution, seconds + again, started + again, random)
         return replace(selection, newton_shift=newton, curvature_share=share)
 
+    def _candidate(self, scores: Scores, solution: Solution) -> Candidate:
+        """The solution with the curvature of what it keeps."""
+        samples, influence = scores.gradients, scores.influence
+        return Candidate(
+            solution, *kept_curvature(self.curvature, samples, influence, solution.pruned)
+        )
+
+    def _curved(
+        self, scores: Scores, refused: int, share: float, progress: Progress | None
+    ) -> tuple[Candidate, float]:
+        """A smaller set within epsilon that leaves enough curvature, and the seconds of solving.
+
+        ``refused`` samples were pruned, which left this ``share``: too little.
+
+        Raises:
+            ValueError: when the samples that must go leave too little.
+        """
+        least, epsilon = self.budget.min_curvature, self.budget.epsilon or 0.0
+        forced = Problem.of(scores.influence, self.budget, None, self.constraints).forced
+        seconds: list[float] = []
+
+        def attempt(size: int) -> Candidate | None:
+            capped = replace(self.budget, max_fraction=size / self.num_samples)
+            solution, again = replace(self, budget=capped)._solved(scores, progress)
+            seconds.append(again)
+            found = self._candidate(scores, solution)
+            return found if found.share >= least else None
+
+        best = largest_curved(refused, len(forced), attempt)
+        if best is None:
+            norm = scores.influence.shift_norm(forced) if len(forced) else 0.0
+            best = self._candidate(scores, Solution(forced, norm))
+            if best.share < least or norm > epsilon:
+                raise ValueError(
+                    f"pruning {refused} samples leaves {share:.3g} of the curvature in some "
+                    f"direction, less than min_curvature={least}, and no smaller set with the "
+                    f"{len(forced)} samples in prune= was found that leaves more; lower "
+                    "min_curvature, or take samples out of prune="
+                )
+        return best, sum(seconds)
+
     def _report(
-        self, scores: Scores, solution: Solution, seconds: float, started: float
+        self,
+        scores: Scores,
+        solution: Solution,
+        seconds: float,
+        started: float,
+        random_newton: float | None = None,
     ) -> Selection:
         """The selection with all that is cheap to know; ``started`` is when certifying began."""
         influence, pruned = scores.influence, solution.pruned
@@ -233,7 +289,10 @@ class Selector:
                 "damping": influence.factor.damping,
                 "parameters": math.prod(influence.gradients.shape),
                 "random_shift": random,
+                "random_newton_shift": random_newton,
                 "mean_loss": float(scores.gradients.losses.mean()),
+                "layer": scores.layer,
+                "cost": self.cost is not None,
             },
         )
 

@@ -1,3 +1,5 @@
+import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,8 +13,10 @@ from torch.utils.data import TensorDataset
 from prunesampler import (
     BinaryCrossEntropy,
     Budget,
+    Constraints,
     CrossEntropy,
     ExactCurvature,
+    HeadGradients,
     IdentityCurvature,
     Influence,
     InfluencePruner,
@@ -22,8 +26,21 @@ from prunesampler import (
     loss_distance,
     parameter_distance,
 )
-from prunesampler.certificate import curvature_share, loss_bound, random_shift
+from prunesampler.certificate import (
+    curvature_share,
+    loss_bound,
+    newton_shift,
+    random_newton_shift,
+    random_shift,
+)
 from prunesampler.guarantee import Solution
+from prunesampler.rows import CHUNK
+from prunesampler.scores import read_layer, read_measurements
+from prunesampler.selection import complement
+from prunesampler.selector import Selector
+
+# Random sets, and forced ones, are what is certified here: they are no better than random.
+pytestmark = pytest.mark.filterwarnings("ignore:The set is no better than a random set")
 
 
 def ridge(x, y, penalty):
@@ -148,12 +165,14 @@ def test_the_certificate_says_what_holds_when(few_digits):
     model = nn.Sequential(nn.Linear(64, 10))
     options = {"budget": Budget(count=20), "progress": False}
     with_penalty = InfluencePruner(few_digits, curvature=ExactCurvature(damping=0.1), **options)
-    proved, predicted, hoped = with_penalty.select(model).certificate.splitlines()
+    proved, predicted, rest = with_penalty.select(model).certificate.splitlines()
     assert "L2 penalty 0.1, to convergence" in proved
     assert "mean loss changed by" in proved
     assert "to first order" in predicted
     assert "of the curvature kept in every direction" in predicted
-    assert hoped.startswith("hoped:")
+    assert "(a random set " in predicted
+    assert " to first order and " in predicted
+    assert rest.startswith("not predicted: how a network does whose other layers are trained too")
     text = InfluencePruner(few_digits, **options).select(model).certificate
     assert "proved: nothing: give the curvature the L2 penalty" in text
 
@@ -225,3 +244,171 @@ def test_random_shift_is_the_mean_over_random_sets():
     total = float((vectors - vectors.mean(0)).square().sum())
     expected = 400 / 240 * (160 * 240 / (400 * 399) * total) ** 0.5
     assert random_shift(influence, 160, 0, draws=200) == pytest.approx(expected, rel=0.1)
+
+
+CURVATURES = [ExactCurvature(damping=1e-3), KroneckerCurvature(damping=1e-3), IdentityCurvature()]
+
+
+@pytest.mark.parametrize("metric", [parameter_distance, loss_distance])
+@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize("n", [60, 1500])
+def test_a_random_sets_newton_shift_is_that_of_its_own_curvature(n, curvature, metric):
+    """With 76 parameters: fewer samples than that, and more."""
+    samples = cross_entropy_samples(n, 5, 18)
+    influence = Influence.build(samples.rows(), curvature.factor(samples), metric=metric)
+    for seed, size in ((0, n // 4), (1, n // 2), (2, 3 * n // 4)):
+        pruned = torch.from_numpy(np.random.default_rng(seed).choice(n, size, replace=False))
+        kept = curvature.factor(samples[complement(pruned, n)], influence.factor.damping)
+        shift = newton_shift(kept, influence, pruned)
+        expected = float((shift * metric(influence.factor, shift)).sum().sqrt())
+        found = random_newton_shift(curvature, samples, influence, size, seed)
+        assert found == pytest.approx(expected, rel=5e-3)
+    assert random_newton_shift(curvature, samples, influence, 0, 0) is None
+
+
+def test_the_random_set_costs_no_second_matrix(few_digits, monkeypatch):
+    made, make = [], ExactCurvature.factor
+    monkeypatch.setattr(
+        ExactCurvature, "factor", lambda c, g, d=None: made.append(len(g)) or make(c, g, d)
+    )
+    selection = InfluencePruner(few_digits, budget=Budget(count=80), progress=False).select(
+        nn.Sequential(nn.Linear(64, 10))
+    )
+    assert made == [200, 120]  # of all samples and of the kept ones, as before
+    assert selection.metadata["random_newton_shift"] > selection.newton_shift
+
+
+def test_the_loss_bound_takes_the_inputs_a_chunk_at_a_time():
+    inputs = torch.randn(2 * CHUNK + 3, 4, generator=torch.Generator().manual_seed(0))
+    expected = 0.5 * float(inputs.double().norm(dim=1).mean())
+    assert loss_bound(0.5, inputs, 1.0) == pytest.approx(expected)
+
+
+def linear_head(data, steps=100):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(data.tensors[0]), data.tensors[1]).backward()
+        optimizer.step()
+    return model
+
+
+def test_too_little_curvature_takes_few_solves_and_little_is_given_away(digits, monkeypatch):
+    """It took twenty."""
+    data = TensorDataset(*digits[:600])
+    sizes, solve = [], Selector._solved
+
+    def counted(selector, *arguments):
+        found = solve(selector, *arguments)
+        sizes.append(len(found[0].pruned))
+        return found
+
+    monkeypatch.setattr(Selector, "_solved", counted)
+    selection = InfluencePruner(
+        data, budget=Budget(epsilon=50.0, min_curvature=0.5), progress=False,
+        solver=partial(anneal, moves=20_000),
+    ).select(linear_head(data))  # fmt: skip
+    assert 1 < len(sizes) <= 9
+    assert sizes[0] == 540
+    assert selection.curvature_share >= 0.5
+    assert len(selection.pruned) == max(size for size in sizes[1:] if size <= len(selection.pruned))
+    refused = min(size for size in sizes if size > len(selection.pruned))
+    assert refused <= 1.06 * len(selection.pruned)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_where_no_sample_can_go_none_does(n):
+    """Of five samples the last one could not be refused either: an error named prune=."""
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(n, 16), torch.arange(n) % 2)
+    selection = InfluencePruner(
+        data, budget=Budget(epsilon=10.0, min_per_class=0, max_fraction=0.6), progress=False,
+        solver=partial(anneal, moves=1000),
+    ).select(nn.Sequential(nn.Linear(16, 4)))  # fmt: skip
+    assert selection.pruned.tolist() == []
+    assert (selection.shift, selection.newton_shift, selection.curvature_share) == (0.0, 0.0, 1.0)
+    assert selection.metadata["random_newton_shift"] is None
+    assert selection.verdict.startswith("Nothing was pruned")
+    assert selection.beats_random
+
+
+def test_what_must_go_is_the_answer_where_nothing_else_may(few_digits):
+    """Only samples 7, 9 and 12 may go beside them, and with any of them too little is left."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 10))
+    rest = sorted(set(range(5, 200)) - {7, 9, 12})
+    options = {
+        "constraints": Constraints(prune=range(5), keep=rest), "progress": False,
+        "curvature": ExactCurvature(damping=1e-3), "solver": partial(anneal, moves=1000),
+    }  # fmt: skip
+
+    def select(least):
+        budget = Budget(epsilon=100.0, min_curvature=least)
+        return InfluencePruner(few_digits, budget=budget, **options).select(model)
+
+    assert len(select(0.0).pruned) == 8
+    found = select(0.7)
+    assert found.pruned.tolist() == [0, 1, 2, 3, 4]
+    assert found.curvature_share == pytest.approx(0.744, abs=0.01)
+    with pytest.raises(ValueError, match="pruning 8 .* 5 samples in prune= was found"):
+        select(0.8)
+
+
+@pytest.mark.parametrize("budget", [Budget(fraction=0.4), Budget(epsilon=50.0, min_curvature=0.5)])
+def test_the_parts_of_the_time_add_up(few_digits, budget):
+    """Solving again was counted twice with an epsilon."""
+    model = linear_head(few_digits)
+    pruner = InfluencePruner(
+        few_digits, budget=budget, progress=False, solver=partial(anneal, moves=200_000)
+    )
+    started = time.perf_counter()
+    facts = pruner.select(model).metadata
+    seconds = time.perf_counter() - started
+    parts = [facts[f"{p}_seconds"] for p in ("scoring", "curvature", "solving", "certificate")]
+    assert min(parts) >= 0
+    assert 0.7 * seconds <= sum(parts) <= seconds
+
+
+def test_labels_below_zero_are_named(few_digits):
+    class Source:
+        def __call__(self, model, batch):
+            found = HeadGradients("0")(model, batch)
+            return replace(found, labels=torch.where(found.labels == 3, -1, found.labels))
+
+    pruner = InfluencePruner(
+        few_digits, budget=Budget(count=20), gradients=Source(), progress=False
+    )
+    for call in (pruner.check, pruner.select):
+        with pytest.raises(ValueError, match="got -1 for sample .* below 0 in all"):
+            call(nn.Sequential(nn.Linear(64, 10)))
+
+
+def test_redrawing_with_the_last_of_all_seeds(few_digits):
+    pruner = InfluencePruner(
+        few_digits, budget=Budget(count=20), progress=False, seed=2**64 - 1,
+        solver=partial(anneal, moves=1000),
+    )  # fmt: skip
+    scores = pruner.measure(nn.Sequential(nn.Linear(64, 10)))
+    assert len(pruner.redraw(scores, torch.ones(200, dtype=torch.int64)).pruned) == 20
+
+
+def test_the_scored_layer_is_kept(few_digits):
+    scores = InfluencePruner(few_digits, budget=Budget(count=20), progress=False).measure(
+        nn.Sequential(nn.Linear(64, 10))
+    )
+    named = replace(scores, layer="fc")
+    state = named.state_dict()
+    assert read_layer(state) == "fc"
+    assert read_layer({k: v for k, v in state.items() if k != "layer"}) is None
+    with pytest.raises(ValueError, match="must be a name, got 3"):
+        read_layer({**state, "layer": 3})
+    gradients, _ = read_measurements(state, 200)
+    selector = Selector(
+        200, Budget(count=20), ExactCurvature(), partial(anneal, moves=1000), parameter_distance,
+        None, None, None, 1.0, True, 0, None,
+    )  # fmt: skip
+    again = selector.scores(gradients, None, 0.0, read_layer(state))
+    assert again.layer == selector.select(again, None).metadata["layer"] == "fc"
+    assert "layer 'fc'" in selector.select(again, None).verdict

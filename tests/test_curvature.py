@@ -1,16 +1,26 @@
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 import torch
+from test_influence import cross_entropy_samples
+from torch import nn
 
 from prunesampler import (
     BinaryCrossEntropy,
+    Budget,
     CrossEntropy,
     ExactCurvature,
     IdentityCurvature,
+    InfluencePruner,
     KroneckerCurvature,
     SquaredError,
 )
-from prunesampler.curvature import gauss_newton
-from prunesampler.samples import DenseHessian, SampleGradients
+from prunesampler.conjugate import conjugate_gradients
+from prunesampler.curvature import Curvature
+from prunesampler.influence import IdentityFactor
+from prunesampler.rows import CHUNK
+from prunesampler.samples import DenseHessian, DiagonalHessian, SampleGradients, SoftmaxHessian
 
 
 def samples(loss, targets, classes=3, features=4, n=40):
@@ -40,14 +50,14 @@ def test_gauss_newton_equals_the_hessian_of_the_mean_loss(name):
     whole = torch.func.hessian(mean_loss)(weights)
     size = basis.shape[1] * measured.inputs.shape[1]
     expected = torch.einsum("ck,cidj,dl->kilj", basis, whole, basis).reshape(size, size)
-    torch.testing.assert_close(gauss_newton(measured), expected)
+    torch.testing.assert_close(measured.gauss_newton(), expected)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_exact_factor_solves_and_whitens(name):
     measured, _ = samples(*LOSSES[name])
     factor = ExactCurvature(damping=0.05).factor(measured)
-    matrix = gauss_newton(measured) + 0.05 * torch.eye(len(factor.cholesky), dtype=torch.float64)
+    matrix = measured.gauss_newton() + 0.05 * torch.eye(len(factor.cholesky), dtype=torch.float64)
     rows = measured.rows()
     flat = rows.flat()
     expected = torch.linalg.solve(matrix, flat[0]).view(rows.shape)
@@ -66,7 +76,7 @@ def test_default_damping_is_a_thousandth_of_the_mean_eigenvalue():
     measured, _ = samples(*LOSSES["softmax"])
     factor = ExactCurvature().factor(measured)
     assert factor.damping == pytest.approx(
-        1e-3 * float(torch.linalg.eigvalsh(gauss_newton(measured)).mean())
+        1e-3 * float(torch.linalg.eigvalsh(measured.gauss_newton()).mean())
     )
 
 
@@ -132,9 +142,194 @@ def test_small_damping_beside_large_inputs_is_computed_in_double_precision():
     assert (found - expected).norm() <= 1e-3 * expected.norm()
 
 
+def without_curvature(measured, hessian=True):
+    flat = DenseHessian(torch.zeros(40, 3, 3, dtype=torch.float64)) if hessian else measured.hessian
+    inputs = measured.inputs if hessian else torch.zeros_like(measured.inputs)
+    return SampleGradients(measured.delta, inputs, flat, measured.losses)
+
+
+@pytest.mark.parametrize("curvature", [ExactCurvature, KroneckerCurvature])
+def test_a_loss_without_curvature_is_told_as_such(curvature):
+    nothing = without_curvature(samples(*LOSSES["softmax"])[0])
+    for made in (curvature(), curvature(damping=0.0)):
+        for call in (made.factor, lambda few, made=made: made.check(few, 10**6)):
+            with pytest.raises(
+                ValueError, match=r"no curvature in the layer's output \(as L1"
+            ) as told:
+                call(nothing)
+            assert "damping=, the weight decay" in str(told.value)
+            assert "for the default" not in str(told.value)
+    given = curvature(damping=0.5)
+    given.check(nothing, 10**6)
+    matrix = torch.randn(nothing.shape, dtype=torch.float64)
+    torch.testing.assert_close(given.factor(nothing).solve(matrix), matrix / 0.5)
+
+
+@pytest.mark.parametrize("curvature", [ExactCurvature(), KroneckerCurvature()])
+def test_a_layer_without_inputs_is_told_as_such(curvature):
+    dead = without_curvature(samples(*LOSSES["softmax"])[0], hessian=False)
+    with pytest.raises(ValueError, match="every input of the layer is zero"):
+        curvature.check(dead, 40)
+
+
+def test_a_trial_batch_shows_that_a_loss_has_no_curvature(few_digits):
+    def absolute(model, batch):
+        return (model(batch[0])[:, 0] - batch[1]).abs()
+
+    model = nn.Sequential(nn.Linear(64, 1))
+    for curvature in (None, ExactCurvature(), KroneckerCurvature()):
+        pruner = InfluencePruner(
+            few_digits,
+            budget=Budget(count=20),
+            losses=absolute,
+            curvature=curvature,
+            progress=False,
+        )
+        for call in (pruner.check, pruner.select):
+            with pytest.raises(ValueError, match=r"as L1.*curvature=IdentityCurvature\(\)"):
+                call(model)
+    InfluencePruner(
+        few_digits, budget=Budget(count=20), losses=absolute, progress=False,
+        curvature=ExactCurvature(damping=1.0),
+    ).check(model)  # fmt: skip
+
+
+def test_what_is_the_default_is_not_advised():
+    measured, _ = samples(*LOSSES["squares"])
+    values = torch.ones(40, 3, dtype=torch.float64)
+    values[:, 2] = -0.9
+    saddle = SampleGradients(
+        measured.delta, measured.inputs, DiagonalHessian(values), measured.losses
+    )
+    with pytest.raises(ValueError, match="mean eigenvalue by default") as told:
+        ExactCurvature().factor(saddle)
+    assert "None" not in str(told.value)
+    with pytest.raises(ValueError, match="or None for the default"):
+        ExactCurvature(damping=1e-3).factor(saddle)
+
+
 def test_kronecker_needs_some_damping():
     measured, _ = samples(*LOSSES["softmax"])
-    flat = DenseHessian(torch.zeros(40, 3, 3, dtype=torch.float64))
-    nothing = SampleGradients(measured.delta, measured.inputs, flat, measured.losses)
-    with pytest.raises(ValueError, match="positive damping"):
-        KroneckerCurvature().factor(nothing)
+    with pytest.raises(ValueError, match="positive damping, got 0; .* or None for the default"):
+        KroneckerCurvature(damping=0.0).factor(measured)
+
+
+HESSIANS = {
+    "softmax": SoftmaxHessian(torch.randn(7, 4).softmax(1), torch.rand(7)),
+    "diagonal": DiagonalHessian(torch.randn(7, 4)),
+    "dense": DenseHessian(torch.randn(7, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", HESSIANS)
+def test_applied_hessians_are_the_dense_ones(name):
+    hessian, vectors = HESSIANS[name], torch.randn(7, 4, dtype=torch.float64)
+    dense = hessian.dense(torch.eye(4)).double()
+    expected = torch.einsum("ncd,nd->nc", dense, vectors)
+    torch.testing.assert_close(hessian.apply(vectors), expected, rtol=1e-5, atol=1e-6)
+    assert hessian.apply(vectors).dtype == torch.float64
+    assert hessian.apply(vectors.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_curvature_products_are_those_of_the_matrix(name):
+    measured, _ = samples(*LOSSES[name])
+    matrix = torch.randn(measured.shape, dtype=torch.float64)
+    expected = (measured.gauss_newton() @ matrix.flatten()).view(measured.shape)
+    torch.testing.assert_close(measured.curvature_product(matrix), expected)
+
+
+def test_single_precision_and_several_chunks_hardly_change_a_product():
+    many = cross_entropy_samples(2 * CHUNK + 5, 5, 8)
+    matrix = torch.randn(many.shape, dtype=torch.float64)
+    expected = (many.gauss_newton(torch.float64) @ matrix.flatten()).view(many.shape)
+    assert (many.curvature_product(matrix) - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("few", [15, 40, 400])
+@pytest.mark.parametrize("damping", [1e-2, 1e-4])
+def test_one_exact_inverse_needs_no_matrix(few, damping, monkeypatch):
+    """Fewer samples than the 76 parameters, and more."""
+    everyone = cross_entropy_samples(600, 5, 18)
+    near, some = ExactCurvature(damping=damping).factor(everyone), everyone[torch.arange(few)]
+    matrix = some.rows().sum() / few
+    expected = ExactCurvature().factor(some, damping).solve(matrix)
+    monkeypatch.setattr(SampleGradients, "gauss_newton", None)
+    found = ExactCurvature().apply_inverse_once(some, matrix, near)
+    assert float(found.norm()) == pytest.approx(float(expected.norm()), rel=5e-3)
+    if few > 76 or damping > 1e-3:
+        assert (found - expected).norm() <= 5e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("curvature", [KroneckerCurvature(), IdentityCurvature()])
+def test_one_approximate_inverse_is_that_of_the_factor(curvature):
+    everyone = cross_entropy_samples(200, 4, 6)
+    near, some = curvature.factor(everyone), everyone[torch.arange(50)]
+    matrix = torch.randn(some.shape, dtype=torch.float64)
+    expected = curvature.factor(some, near.damping).solve(matrix)
+    assert torch.equal(curvature.apply_inverse_once(some, matrix, near), expected)
+
+
+class OwnCurvature(Curvature):
+    def factor(self, gradients, damping=None):
+        return IdentityFactor(damping or 0.0)
+
+
+def test_a_curvature_of_ones_own_writes_one_method(few_digits):
+    pruner = InfluencePruner(
+        few_digits, budget=Budget(count=20), curvature=OwnCurvature(), progress=False
+    )
+    model = nn.Sequential(nn.Linear(64, 10))
+    pruner.check(model)
+    selection = pruner.select(model)
+    assert selection.metadata["random_newton_shift"] > selection.newton_shift
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_conjugate_gradients(seed):
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(30, 30, generator=generator, dtype=torch.float64)
+    matrix = root @ root.T + torch.eye(30)
+    target = torch.randn(5, 6, generator=generator, dtype=torch.float64)
+    exact = torch.linalg.solve(matrix, target.flatten()).view(5, 6)
+    taken = []
+
+    def solve(precondition, **options):
+        taken.clear()
+
+        def product(x):
+            taken.append(x)
+            return (matrix @ x.flatten()).view(5, 6)
+
+        return conjugate_gradients(product, target, precondition, **options)
+
+    def plain(x):
+        return x
+
+    def ideal(x):
+        return torch.linalg.solve(matrix, x.flatten()).view(5, 6)
+
+    torch.testing.assert_close(solve(plain, tolerance=1e-12), exact)
+    torch.testing.assert_close(solve(ideal), exact)
+    assert len(taken) == 1
+    lengths = [float(solve(plain, tolerance=0.0, most_steps=k).norm()) for k in range(1, 25)]
+    assert all(a < b for a, b in pairwise(lengths))  # from below
+    assert lengths[-1] <= float(exact.norm()) * (1 + 1e-9)
+    assert len(taken) == 24
+
+
+def test_conjugate_gradients_of_nothing_and_of_a_matrix_that_is_not_positive():
+    target = torch.ones(3, dtype=torch.float64)
+    assert not conjugate_gradients(lambda x: 2 * x, 0 * target, lambda x: x).any()
+    assert not conjugate_gradients(lambda x: -x, target, lambda x: x).any()
+    assert not conjugate_gradients(lambda x: x, target * float("nan"), lambda x: x).any()
+
+
+def test_labels_that_some_batches_lack_are_lost_for_all():
+    measured, _ = samples(*LOSSES["softmax"])
+    labelled = replace(measured, labels=torch.arange(40) % 3)
+    for parts in ([labelled, measured], [measured, labelled], [measured, measured]):
+        both = SampleGradients.cat(parts)
+        assert both.labels is None
+        assert len(both[torch.tensor([79])]) == 1  # was an IndexError: 40 labels of 80 samples
+    assert SampleGradients.cat([labelled, labelled]).labels.tolist() == 2 * labelled.labels.tolist()

@@ -3,6 +3,8 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from test_influence import cross_entropy_samples
 
 from prunesampler import (
@@ -17,7 +19,9 @@ from prunesampler import (
     exhaustive,
     loss_distance,
     parameter_distance,
+    rows,
 )
+from prunesampler.guarantee import TooFew, largest_curved
 
 quick = [partial(anneal, moves=20_000), partial(exchange, moves=20_000)]
 METRICS = [parameter_distance, loss_distance]
@@ -108,6 +112,58 @@ def test_samples_that_must_go_may_be_balanced_by_others():
     found = anneal(influence, Budget(epsilon=0.25), constraints=constraints, moves=100_000)
     assert 2 < len(found.pruned) <= len(best.pruned)
     assert influence.shift_norm(torch.tensor([0, 1])) > 0.25
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))
+def test_bisecting_for_curvature(a, b, c):
+    least, limit, refused = sorted((a, b, c))
+    tried = []
+
+    def attempt(size):
+        tried.append(size)
+        return size if size <= limit else None
+
+    found = largest_curved(refused, least, attempt)
+    assert len(tried) <= 8
+    assert all(least < size < refused for size in tried)
+    if found is None:
+        assert limit - least <= max(1, (refused - least) / 2**8, least / 20) + 1
+    else:
+        assert found <= limit
+        assert limit - found <= max(1, found / 20, (refused - least) / 2**8) + 1
+
+
+def test_sizes_too_small_for_what_must_go_are_left_behind():
+    def attempt(size):
+        if size < 60:
+            raise TooFew("nothing balances them")
+        return size if size <= 64 else None
+
+    assert 60 <= largest_curved(100, 5, attempt) <= 64
+
+
+def test_a_set_as_large_as_it_may_be_is_not_measured_sample_by_sample(monkeypatch):
+    influence = Influence.from_vectors(
+        torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    )
+    monkeypatch.setattr(Influence, "sample_squares", None)
+    assert len(quick[0](influence, Budget(epsilon=1e9, max_fraction=0.5)).pruned) == 30
+
+
+def test_groups_of_a_large_layer_are_measured_in_bounded_memory(monkeypatch):
+    samples = cross_entropy_samples(120, 3, 4)
+    influence = Influence.build(samples.rows(), ExactCurvature(damping=1e-3).factor(samples))
+    constraints = Constraints(groups=torch.arange(120) // 2)
+    budget = Budget(epsilon=0.05, max_fraction=0.8)
+    expected = quick[0](influence, budget, constraints=constraints)
+    stacks, squares = [], Influence.squares
+    monkeypatch.setattr(rows, "DENSE_BYTES", 8 * 2 * 5 * 7)  # seven matrices
+    monkeypatch.setattr(
+        Influence, "squares", lambda i, stack: stacks.append(len(stack)) or squares(i, stack)
+    )
+    found = quick[0](influence, budget, constraints=constraints)
+    assert found.pruned.tolist() == expected.pruned.tolist()
+    assert max(stacks) == 7
 
 
 def test_a_share_of_the_curvature_that_cannot_be_kept(few_digits):

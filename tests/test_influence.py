@@ -1,9 +1,18 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunesampler import CrossEntropy, ExactCurvature
-from prunesampler.influence import CHUNK, IdentityFactor, Influence, RankOne
+from prunesampler import (
+    CrossEntropy,
+    ExactCurvature,
+    IdentityCurvature,
+    KroneckerCurvature,
+    loss_distance,
+    parameter_distance,
+)
+from prunesampler.influence import IdentityFactor, Influence
+from prunesampler.rows import CHUNK, DENSE_BYTES, RankOne, matrices_at_a_time
 from prunesampler.samples import SampleGradients
 
 
@@ -82,3 +91,76 @@ def test_identity_factor_changes_nothing():
     factor = IdentityFactor()
     assert torch.equal(factor.whiten(rows).left, rows.left)
     assert torch.equal(factor.solve(torch.ones(2, 3)), torch.ones(2, 3, dtype=torch.float64))
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 10**6))
+def test_weighted_squares_are_those_of_dense_matrices(k, d, seed):
+    rows = random_rows(7, k, d, seed)
+    generator = torch.Generator().manual_seed(seed)
+    mean, weights = torch.rand(2, k, d, generator=generator, dtype=torch.float64)
+    dense = torch.einsum("nk,nd->nkd", rows.left.double(), rows.right.double())
+    expected = (weights * (dense - mean).square()).sum((1, 2))
+    torch.testing.assert_close(rows.squares(mean, weights), expected)
+
+
+def test_chosen_matrices_are_summed_a_chunk_at_a_time(monkeypatch):
+    rows = random_rows(3 * CHUNK, 2, 3)
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[: 2 * CHUNK + 7]
+    expected = rows[chosen].sum()
+    taken, take = [], RankOne.__getitem__
+    monkeypatch.setattr(RankOne, "__getitem__", lambda r, i: taken.append(take(r, i)) or taken[-1])
+    assert torch.equal(rows.sum(chosen), expected)
+    assert max(map(len, taken)) == CHUNK
+
+
+def test_no_rows_are_a_sum_of_zero():
+    assert torch.equal(
+        random_rows(5, 2, 3).sum(torch.zeros(0, dtype=torch.int64)), torch.zeros(2, 3)
+    )
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_matrices_written_out_take_bounded_memory(k, d):
+    count = matrices_at_a_time((k, d))
+    assert 1 <= count <= CHUNK
+    assert count == 1 or 8 * count * k * d <= DENSE_BYTES
+    assert count == CHUNK or 8 * (count + 1) * k * d > DENSE_BYTES
+
+
+@pytest.mark.parametrize("metric", [parameter_distance, loss_distance])
+@pytest.mark.parametrize(
+    "curvature",
+    [ExactCurvature(damping=1e-3), KroneckerCurvature(damping=1e-3), IdentityCurvature()],
+)
+@pytest.mark.parametrize("center", [True, False])
+def test_sample_squares_are_those_of_one_solve_per_sample(curvature, metric, center):
+    samples = cross_entropy_samples(60, 4, 5)
+    influence = Influence.build(
+        samples.rows(), curvature.factor(samples), center=center, metric=metric
+    )
+    dense = samples.rows().flat().double().view(60, *influence.gradients.shape) - influence.mean
+    shifts = torch.stack([influence.factor.solve(g) for g in dense])
+    expected = torch.stack([(x * metric(influence.factor, x)).sum() for x in shifts])
+    torch.testing.assert_close(influence.sample_squares(), expected)
+
+
+def test_a_metric_of_ones_own_has_sample_squares_too():
+    samples = cross_entropy_samples(60, 4, 5)
+    factor = KroneckerCurvature(damping=1e-3).factor(samples)
+    twice = Influence.build(samples.rows(), factor, metric=lambda factor, shift: 4 * shift)
+    once = Influence.build(samples.rows(), factor)
+    torch.testing.assert_close(twice.sample_squares(), 4 * once.sample_squares())
+
+
+def test_sample_squares_of_a_large_kronecker_head_write_no_row_out(monkeypatch):
+    samples = cross_entropy_samples(3000, 40, 30)
+    factor = KroneckerCurvature(damping=1e-3).factor(samples)
+    influence = Influence.build(samples.rows(), factor)
+    some = torch.tensor([0, 1500, 2999])
+    expected = [influence.squares((influence.gradient_sum(i[None]))[None]) for i in some]
+
+    def written_out(rows):
+        raise AssertionError("a row was written out")
+
+    monkeypatch.setattr(RankOne, "flat", written_out)
+    torch.testing.assert_close(influence.sample_squares()[some], torch.cat(expected))

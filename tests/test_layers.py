@@ -8,7 +8,7 @@ import prunesampler
 
 ROWS = [
     {"batches", "budget", "checks", "conjugate", "epoch_iterator", "files", "heads", "isolation"},
-    {"kernels", "positions", "rows", "verdict"},
+    {"kernels", "meeting", "positions", "rows", "verdict"},
     {"constraints", "distributed", "factors", "influence", "orders", "reading", "samples"},
     {"schedule", "selection"},
     {"curvature", "frontier", "losses", "probing", "problem", "report", "sampler", "scores"},

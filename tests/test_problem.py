@@ -8,13 +8,16 @@ from prunesampler import (
     Budget,
     Constraints,
     Influence,
+    InfluencePrunedSampler,
     KroneckerCurvature,
     anneal,
     cheapest,
     exchange,
     exhaustive,
 )
+from prunesampler.plan import planned_lengths
 from prunesampler.problem import Problem
+from prunesampler.schedule import Schedule
 
 SOLVERS = [anneal, exchange, exhaustive, cheapest]
 
@@ -197,3 +200,64 @@ def test_more_bad_input():
         exchange(influence_of(6), Budget(count=3), tile=0)
     with pytest.raises(ValueError, match="moves must be at least 1"):
         anneal(influence_of(6), Budget(count=3), moves=0)
+
+
+@pytest.mark.parametrize("solver", [anneal, exchange, cheapest])
+def test_labels_below_zero_are_named(solver):
+    labels = torch.tensor([0, 1, 2, -7, 1, -1])
+    with pytest.raises(ValueError, match="got -7 for sample 3 and 2 below 0 in all; give such"):
+        solve(solver, influence_of(6), Budget(count=3), labels=labels)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 10**30, 0.5, True])
+def test_seeds_that_no_generator_takes(seed):
+    for solver in (anneal, exchange):
+        with pytest.raises(ValueError, match="seed must be a whole number"):
+            solver(influence_of(6), Budget(count=3), seed=seed, moves=10)
+    with pytest.raises(ValueError, match=r"from 0 to 2\*\*64 - 1, got 18446744073709551616"):
+        anneal(influence_of(6), Budget(count=3), seed=2**64, moves=10)
+
+
+def test_the_last_seed_is_one():
+    for solver in (anneal, exchange):
+        assert len(solver(influence_of(6), Budget(count=3), seed=2**64 - 1, moves=10).pruned) == 3
+
+
+SCHEDULE = Schedule(1, None, None, 0, 3)
+
+
+@pytest.mark.parametrize("solver", [anneal, exchange, cheapest])
+@given(seed=st.integers(0, 10**6))
+def test_a_plan_with_groups_is_never_too_short(solver, seed):
+    """The schedule of the learning rate ended before the run did, which is an error."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = torch.randint(-1, 12, (60,), generator=generator)
+    constraints = Constraints(groups=groups)
+    budget = Budget(count=int(torch.randint(15, 50, (), generator=generator)))
+    sampler, largest = InfluencePrunedSampler(range(60)), int(groups[groups >= 0].bincount().max())
+    with pytest.warns(UserWarning, match=f"groups of up to {largest} samples the kept samples"):
+        first, *rest = planned_lengths(SCHEDULE, sampler, budget, None, constraints)
+    kept = 60 - len(solve(solver, influence_of(60), budget, constraints=constraints))
+    assert first == 60
+    assert rest[0] == rest[1] == 60 - budget.count + largest - 1 >= kept
+    assert planned_lengths(SCHEDULE, sampler, budget, kept, constraints) == [60, kept, kept]
+    sampler.restrict(range(kept))  # a run that resumed
+    assert planned_lengths(SCHEDULE, sampler, budget, None, constraints) == [60, kept, kept]
+
+
+def test_a_plan_with_groups_and_floors_promises_less():
+    constraints = Constraints(groups=torch.arange(60) // 3)
+    sampler = InfluencePrunedSampler(range(60))
+    for budget in (Budget(count=30, min_per_class=2), Budget(count=30, proportional=True)):
+        with pytest.warns(UserWarning, match="groups of up to 3 samples and floors per class"):
+            assert planned_lengths(SCHEDULE, sampler, budget, None, constraints) == [60, 60, 60]
+
+
+@pytest.mark.parametrize(
+    "constraints", [None, Constraints(keep=[1]), Constraints(groups=[-1] * 60)]
+)
+def test_a_plan_without_groups_is_exact(constraints):
+    sampler = InfluencePrunedSampler(range(60))
+    found = planned_lengths(SCHEDULE, sampler, Budget(count=20), None, constraints)
+    assert found == planned_lengths(SCHEDULE, sampler, Budget(count=20), 1, constraints)
+    assert found == [60, 40, 40]

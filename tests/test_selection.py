@@ -1,5 +1,8 @@
+import inspect
 import json
+import math
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -9,13 +12,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from prunesampler import Budget, Selection
-from prunesampler.files import write_atomically
+from prunesampler.files import STATE, pack, pack_state, unpack_state, write_atomically
 from prunesampler.selection import complement
 
 
 def selection(pruned=(1, 4), n=6, **changes):
     values = {"shift": 0.5, "newton_shift": 0.6, "bound": None, "budget": Budget(count=2)}
-    return Selection(torch.tensor(pruned), n, **{**values, **changes})
+    return Selection(torch.as_tensor(pruned), n, **{**values, **changes})
 
 
 @pytest.mark.parametrize(
@@ -156,6 +159,142 @@ def test_files_that_are_no_selections_are_refused_by_name(data, tmp_path):
         Selection.load(path)
 
 
+DEEP = "[" * 100_000
+BAD_FACTS = [
+    {"damping": "x"}, {"random_shift": [1]}, {"parameters": True}, {"layer": 3}, {"curvature": {}},
+    {"random_newton_shift": "1"}, [["damping", 1]], None, "facts", 3,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        save({"pruned": torch.tensor([1])}, {"header": DEEP}),
+        save({"pruned": torch.tensor([1])}, header(num_samples=10**15)),
+        save({"pruned": torch.tensor([1])}, header(shift=10**400)),
+        save({"pruned": torch.tensor([1])}, header(budget={"epsilon": 10**400})),
+        (8 + len(DEEP)).to_bytes(8, "little") + DEEP.encode(),
+        *(save({"pruned": torch.tensor([1])}, header(metadata=facts)) for facts in BAD_FACTS),
+    ],
+    ids=range(5 + len(BAD_FACTS)),
+)
+def test_files_made_to_harm_are_refused_by_name(data, tmp_path):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="bad.safetensors"):
+        Selection.load(path)
+
+
+def state_file(state):
+    return pack(STATE, {"state": state}, {"a": torch.tensor([1])})
+
+
+def nested(depth):
+    value = 1
+    for _ in range(depth):
+        value = {"dict": {"a": value}}
+    return value
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        save({"a": torch.tensor([1])}, {"header": DEEP}),
+        state_file({"tensor": ["a"]}),
+        state_file({"tensor": "b"}),
+        state_file({"dict": [1]}),
+        state_file("text"),
+        state_file(3),
+        state_file(nested(400)),
+    ],
+    ids=range(7),
+)
+def test_states_made_to_harm_are_refused(data):
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(300 + len(inspect.stack()))  # reading back recurses deeper than JSON
+    try:
+        with pytest.raises(ValueError, match="prunesampler.state"):
+            unpack_state(data)
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_a_state_comes_back_whole():
+    state = {"a": torch.tensor([1, 2]), "b": {"c": None, "d": [1, "x"], "e": {"f": torch.ones(2)}}}
+    found = unpack_state(pack_state(state))
+    assert torch.equal(found["a"], state["a"])
+    assert torch.equal(found["b"]["e"]["f"], torch.ones(2))
+    assert found["b"]["d"] == [1, "x"]
+
+
+FACTS = {"parameters": 3, "curvature": "ExactCurvature", "layer": "fc", "random_shift": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("shift", "newton", "facts", "ratio", "words"),
+    [
+        (0.25, 0.2, {"random_newton_shift": 1.0}, 0.25,
+         ["The set is better than a random set: it shifts layer 'fc' by 0.25 to first order (a random "
+          "set by 1, so it is 25 % of that) and by 0.2 after a Newton step (a random set by 1, so it is "
+          "20 % of that). There are 2 samples for each of the 3 parameters of layer 'fc'."]),
+        (0.25, 0.6, {"random_newton_shift": 1.0}, 0.6,
+         ["hardly better than a random set", "is that there are few samples per parameter"]),
+        (0.25, 2.0, {"random_newton_shift": 1.0}, 2.0, ["no better than a random set", "200 % of"]),
+        (0.95, float("nan"), {}, 0.95, ["no better than a random set", "by 0.95 to first order"]),
+        (0.95, 0.1, {"random_newton_shift": None}, 0.95, ["no better", "few samples"]),
+        (0.0009, 0.0009, {"random_newton_shift": 1.0}, 0.0009, ["better than a random", "0.09 %"]),
+        (0.95, 0.9, {"parameters": 1, "curvature": "KroneckerCurvature"}, 0.95,
+         ["The usual reason is that the curvature is approximate (KroneckerCurvature)."]),
+        (0.95, 0.9, {"parameters": 1, "cost": True}, 0.95,
+         ["The usual reason is that the cost that was given decides beside the shift."]),
+        (0.95, 0.9, {"parameters": 1}, 0.95, ["the floors per class, the constraints and the solver"]),
+        (0.0, 0.0, {"random_shift": 0.0, "random_newton_shift": 0.0}, 1.0, ["(a random set by 0)"]),
+        (0.5, 0.5, {"random_shift": 0.0}, float("inf"), ["no better than a random set"]),
+        (0.5, 0.5, {"random_shift": float("nan")}, None, ["there is no verdict. There are 2 samples"]),
+        (0.25, 0.5, {"layer": None}, 0.25, ["it shifts the scored layer by 0.25"]),
+    ],
+)  # fmt: skip
+def test_verdicts(shift, newton, facts, ratio, words):
+    found = selection(shift=shift, newton_shift=newton, metadata={**FACTS, **facts})
+    assert found.ratio == pytest.approx(math.nan if ratio is None else ratio, nan_ok=True)
+    assert found.beats_random == (ratio is None or ratio < 0.9)
+    assert all(part in found.verdict for part in words)
+    if found.beats_random and (ratio is None or ratio < 0.5):
+        assert "reason" not in found.verdict
+    assert Selection.from_bytes(found.to_bytes()).verdict == found.verdict
+
+
+@pytest.mark.parametrize(
+    ("facts", "verdict"),
+    [
+        ({}, "Nothing is known of random sets, so there is no verdict."),
+        ({"random_shift": 5.0, "parameters": 2, "damping": 0.1, "curvature": "ExactCurvature"},
+         "The set is better than a random set: it shifts the scored layer by 0.5 to first order (a "
+         "random set by 5, so it is 10 % of that). There are 3 samples for each of the 2 parameters "
+         "of the scored layer."),
+    ],
+)  # fmt: skip
+def test_files_of_older_releases_have_a_verdict(facts, verdict):
+    found = Selection.from_bytes(save({"pruned": torch.tensor([1, 4])}, header(metadata=facts)))
+    assert found.beats_random
+    assert found.verdict == verdict
+    assert "predicted: shift 0.5 to first order" in found.certificate
+
+
+def test_nothing_pruned_is_no_failure():
+    found = selection(torch.zeros(0, dtype=torch.int64), shift=0.0, metadata={"random_shift": 0.0})
+    assert math.isnan(found.ratio)
+    assert found.beats_random
+    assert found.verdict == "Nothing was pruned, so there is nothing to hold against a random set."
+
+
+def test_what_is_proved():
+    assert selection().proved is None
+    found = selection(bound=0.5, loss_bound=0.25, metadata={"damping": 0.1})
+    assert found.proved.startswith("shift <= 0.5, mean loss changed by <= 0.25, if only this layer")
+    assert f"proved: {found.proved}\n" in found.certificate
+
+
 @given(st.integers(0, 10**6), st.integers(0, 255))
 def test_a_changed_byte_is_refused_or_harmless(place, value):
     data = bytearray(selection().to_bytes())
@@ -165,6 +304,8 @@ def test_a_changed_byte_is_refused_or_harmless(place, value):
     except ValueError:
         return
     assert len(found.kept) + len(found.pruned) == found.num_samples
+    assert found.verdict
+    assert found.certificate
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
+from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -21,6 +23,8 @@ from prunesampler import (
     exchange,
     exhaustive,
 )
+from prunesampler.problem import Problem
+from prunesampler.search import COLDEST, Search
 
 quick_anneal = partial(anneal, moves=100_000)
 quick_exchange = partial(exchange, moves=1_500)
@@ -218,3 +222,30 @@ def test_equal_samples_are_no_problem():
     influence = Influence.from_vectors(torch.ones(30, 4))
     for solver in (quick_anneal, quick_exchange):
         assert solver(influence, Budget(count=10)).norm == pytest.approx(0, abs=1e-12)
+
+
+@given(st.floats(1e-6, 1.0), st.integers(1, 2000), st.integers(1, 50))
+def test_temperatures_are_laid_out_block_by_block_as_all_at_once(hottest, steps, blocks):
+    """To the last bit: another temperature would be another set."""
+    influence, budget = random_problem(0)
+    search = replace(Search.of(Problem.of(influence, budget), 1), hottest=hottest)
+    expected = np.geomspace(hottest, hottest * COLDEST, max(2, steps))[:steps]
+    edges = np.linspace(0, steps, blocks + 1).astype(int).tolist()
+    found = [search.temperatures(steps, a, b) for a, b in pairwise(edges)]
+    np.testing.assert_array_equal(np.concatenate(found), expected)
+    np.testing.assert_array_equal(search.temperatures(steps), expected)
+
+
+def test_annealing_never_lays_out_all_temperatures(monkeypatch):
+    asked, temperatures = [], Search.temperatures
+
+    def noted(search, *arguments):
+        found = temperatures(search, *arguments)
+        asked.append(len(found))
+        return found
+
+    monkeypatch.setattr(Search, "temperatures", noted)
+    influence, budget = random_problem(0)
+    anneal(influence, budget, moves=12_345)
+    assert sum(asked) == 12_345
+    assert max(asked) == 124
