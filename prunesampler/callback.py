@@ -278,6 +278,7 @@ class PruningCallback:
     def _choose(self, epoch: int, model: nn.Module) -> Selection:
         """The selection for this coming epoch, to which the sampler is restricted on all ranks."""
         group = current_group()
+        group.meet("on_epoch_end")
         if not self._selected:
             check_same_labels(self.sampler.dataset, self.pruner.dataset, self.pruner.reading)
         if self._redraws is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -10,7 +11,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from prunesampler.meeting import gloo_group, wait_for_all
+
 T = TypeVar("T")
+
+PIECE = 2**26  # bytes of a tensor that travel at once
+
+SAME_ARGUMENTS = (
+    "so training would hang or use samples twice; build and load them with the same arguments on "
+    "every rank"
+)
+WAYS_OUT = {
+    "the models": f"{SAME_ARGUMENTS}, or wrap the model in DistributedDataParallel",
+    "the calls": "so they would wait for each other; make the same calls in the same order on all",
+}
 
 
 class Group(Protocol):
@@ -24,8 +38,19 @@ class Group(Protocol):
     def size(self) -> int:
         """Number of processes."""
 
-    def gather(self, rows: Tensor, sizes: list[int]) -> list[Tensor] | None:
-        """Collect every rank's rows, ``sizes[r]`` of them, on rank 0; None elsewhere."""
+    def meet(self, call: str) -> None:
+        """Wait for all ranks to begin this call; an error where some do not come."""
+
+    def gather(self, rows: Tensor, places: list[Tensor]) -> Tensor | None:
+        """Collect every rank's rows on rank 0, in their places; None elsewhere.
+
+        Args:
+            rows: of this rank, shape (k, ...); same dtype and shape of a row on all ranks.
+            places: for every rank, where its rows belong, int64, shape (k,); together 0, ..., n - 1.
+
+        Returns:
+            All rows on rank 0, shape (n, ...), on the CPU.
+        """
 
     def broadcast(self, tensor: Tensor) -> None:
         """Overwrite the tensor with rank 0's."""
@@ -46,10 +71,13 @@ class LocalGroup:
     rank = 0
     size = 1
 
-    def gather(self, rows: Tensor, sizes: list[int]) -> list[Tensor] | None:
+    def meet(self, call: str) -> None:
+        """Nobody to wait for."""
+
+    def gather(self, rows: Tensor, places: list[Tensor]) -> Tensor | None:
         """The rows."""
-        del sizes
-        return [rows]
+        del places
+        return rows
 
     def broadcast(self, tensor: Tensor) -> None:
         """Nothing to do."""
@@ -69,54 +97,82 @@ class LocalGroup:
 
 
 class ProcessGroup:
-    """The default group of ``torch.distributed``, which accelerate and torchrun scripts set up."""
+    """All processes of ``torch.distributed``, which accelerate and torchrun scripts set up.
+
+    Whatever backend they train with, the collectives here run over gloo and on the CPU: what they
+    carry is there already, no device memory is taken, and nothing stands in the way of the
+    training's own. The gloo group is made at the first collective.
+    """
 
     def __init__(self) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
-        gpu = dist.get_backend() == "nccl"
-        self._device = torch.device("cuda", torch.cuda.current_device()) if gpu else "cpu"
 
-    def gather(self, rows: Tensor, sizes: list[int]) -> list[Tensor] | None:
-        """Collect every rank's rows on rank 0; None elsewhere."""
-        padded = torch.zeros(max(sizes), *rows.shape[1:], dtype=rows.dtype, device=self._device)
-        padded[: len(rows)] = rows
-        into = [torch.empty_like(padded) for _ in sizes] if self.rank == 0 else None
-        dist.gather(padded, into)
-        if into is None:
+    def meet(self, call: str) -> None:
+        """Wait for all ranks to begin this call.
+
+        Raises:
+            RuntimeError: when some do not come in time, or begin another call.
+        """
+        wait_for_all(self.rank, self.size, call)
+        self.check_equal("the calls", call.encode())
+
+    def gather(self, rows: Tensor, places: list[Tensor]) -> Tensor | None:
+        """Collect every rank's rows on rank 0; None elsewhere.
+
+        Rank 0 takes memory for them once, and for a piece on its way.
+
+        Raises:
+            RuntimeError: when rank 0 has no room for them.
+        """
+        shape, group = rows.shape[1:], gloo_group(self.rank, self.size)
+
+        def make_room() -> Tensor | None:
+            total = sum(map(len, places))
+            return None if self.rank else rows.new_empty((total, *shape), device="cpu")
+
+        everyone = together(self, make_room)
+        step = max(1, PIECE // max(1, math.prod(shape) * rows.element_size()))
+        if everyone is None:
+            for part in torch.split(rows, step):
+                if part.numel():
+                    dist.send(_flat_bytes(part), 0, group=group)
             return None
-        return [part[:size].to(rows.device) for part, size in zip(into, sizes, strict=True)]
+        everyone[places[0]] = rows.to("cpu")
+        for rank in range(1, self.size):
+            for place in torch.split(places[rank], step):
+                part = rows.new_empty((len(place), *shape), device="cpu")
+                if part.numel():
+                    dist.recv(_flat_bytes(part), rank, group=group)
+                    everyone[place] = part
+        return everyone
 
     def broadcast(self, tensor: Tensor) -> None:
-        """Overwrite the tensor with rank 0's."""
-        moved = tensor.detach().to(self._device).contiguous()
-        dist.broadcast(moved, 0)
-        tensor.detach().copy_(moved)
+        """Overwrite the tensor with rank 0's where it differs."""
+        mine = _flat_bytes(tensor)
+        content = torch.empty_like(mine) if self.rank else mine
+        self._send_from(0, content)
+        if not torch.equal(content, mine):
+            tensor.detach().copy_(content.view(tensor.dtype).reshape(tensor.shape))
 
     def broadcast_bytes(self, data: bytes | None) -> bytes:
         """Rank 0's bytes, on every rank."""
-        size = torch.tensor([len(data or b"")])
-        self.broadcast(size)
-        content = torch.zeros(int(size), dtype=torch.uint8)
-        if self.rank == 0:
-            content = torch.frombuffer(bytearray(data or b""), dtype=torch.uint8)
-        self.broadcast(content)
-        return content.numpy().tobytes()
+        return self._bytes_from(0, data or b"")
 
     def raise_together(self, error: BaseException | None) -> None:
-        """Raise the error where it is one's own, and a pointer to its rank elsewhere.
+        """Raise the error where it is one's own, and what it says elsewhere.
 
         Raises:
             RuntimeError: when another rank brings an error.
         """
-        failed = torch.zeros(self.size, dtype=torch.int64, device=self._device)
-        failed[self.rank] = int(error is not None)
-        dist.all_reduce(failed)
+        failed = self._numbers(int(error is not None))
+        if not any(failed):
+            return
+        first = failed.index(1)
+        reason = self._bytes_from(first, f"{type(error).__name__}: {error}".encode())
         if error is not None:
             raise error
-        ranks = failed.nonzero().flatten().tolist()
-        if ranks:
-            raise RuntimeError(f"rank {ranks[0]} failed while selecting; its own error says why")
+        raise RuntimeError(f"rank {first} failed while selecting: {reason.decode()}")
 
     def check_equal(self, what: str, *data: bytes) -> None:
         """Compare a hash of the data over all ranks.
@@ -125,20 +181,45 @@ class ProcessGroup:
             RuntimeError: when they differ.
         """
         digest = hashlib.blake2b(b"\0".join(data), digest_size=7).digest()
-        mine = torch.tensor([int.from_bytes(digest, "little")], device=self._device)
-        all_of_them = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(all_of_them, mine)
-        values = [int(value) for value in all_of_them]
+        values = self._numbers(int.from_bytes(digest, "little"))
         if len(set(values)) > 1:
             odd = [rank for rank, value in enumerate(values) if value != values[0]]
-            raise RuntimeError(
-                f"{what} differ between rank 0 and ranks {odd}, so training would hang or use "
-                "samples twice; build and load them with the same arguments on every rank"
-            )
+            way_out = WAYS_OUT.get(what, SAME_ARGUMENTS)
+            raise RuntimeError(f"{what} differ between rank 0 and ranks {odd}, {way_out}")
+
+    def _numbers(self, mine: int) -> list[int]:
+        """Every rank's number, by rank."""
+        numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(numbers, torch.tensor([mine]), group=gloo_group(self.rank, self.size))
+        return [int(number) for number in numbers]
+
+    def _bytes_from(self, rank: int, data: bytes) -> bytes:
+        """One rank's bytes, on every rank; what the others bring does not matter."""
+        size = torch.tensor([len(data)])
+        self._send_from(rank, size)
+        content = torch.zeros(int(size), dtype=torch.uint8)
+        if self.rank == rank:
+            content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        self._send_from(rank, content)
+        return content.numpy().tobytes()
+
+    def _send_from(self, rank: int, tensor: Tensor) -> None:
+        """Overwrite a tensor on the CPU with one rank's."""
+        if tensor.numel():
+            dist.broadcast(tensor, rank, group=gloo_group(self.rank, self.size))
+
+
+def _flat_bytes(tensor: Tensor) -> Tensor:
+    """What a tensor holds as bytes on the CPU, flat: gloo does not know every dtype.
+
+    Shares memory with a contiguous tensor on the CPU.
+    """
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return plain.view(-1).view(torch.uint8)
 
 
 def current_group() -> Group:
-    """The processes at hand: the default process group where there is one of several, else one."""
+    """The processes at hand: those of ``torch.distributed`` where there are several, else one."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return ProcessGroup()
     return LocalGroup()

@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+CHUNK = 2**20  # numbers of a parameter that are widened to 64 bits at once
+WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # by bytes per number; else int64
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -30,10 +35,11 @@ def model_device(model: nn.Module) -> torch.device:
 
     Raises:
         TypeError: when it is no module.
-        ValueError: when it has no parameters, lives on several devices, or has no data.
+        ValueError: when it has no parameters, is sharded, lives on several devices, or has no data.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    _check_whole(model)
     devices = {t.device for t in itertools.chain(model.parameters(), model.buffers())}
     if not devices:
         raise ValueError(f"{type(model).__name__} has no parameters, so nothing can be influenced")
@@ -51,15 +57,70 @@ def model_device(model: nn.Module) -> torch.device:
     return device
 
 
+def _check_whole(model: nn.Module) -> None:
+    """Check that this process holds all of the model, and not its shard.
+
+    Raises:
+        ValueError: when FSDP or DTensor splits it. Where they were never imported, they do not.
+    """
+    fsdp, dtensor = (sys.modules.get(f"torch.distributed.{name}") for name in ("fsdp", "tensor"))
+    wrapper: Any = getattr(fsdp, "FullyShardedDataParallel", ())
+    shard: Any = getattr(dtensor, "DTensor", ())
+    found = [(name, part) for name, part in model.named_modules() if isinstance(part, wrapper)]
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    found += [(name, tensor) for name, tensor in tensors if isinstance(tensor, shard)]
+    if found:
+        name, part = found[0]
+        raise ValueError(
+            f"sharded models (FSDP, DTensor) are not supported, and {name or 'the model'} is a "
+            f"{type(part).__name__}; score an unsharded copy: a plain model that loads the full state "
+            "dict on every process"
+        )
+
+
 def fingerprint(model: nn.Module) -> bytes:
-    """A hash of all parameters, and of the names and shapes of the buffers."""
-    digest = hashlib.blake2b()
+    """A hash of all parameters, and of what the buffers look like.
+
+    The parameters are summed where they are, as integers, so that no order of summation matters,
+    and only the sums leave the device.
+    """
+    digest, sums = hashlib.blake2b(), []
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        flat = parameter.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    digest.update(repr([(name, tuple(b.shape)) for name, b in model.named_buffers()]).encode())
+        sums.append(_checksums(parameter))
+    for name, buffer in model.named_buffers():
+        digest.update(f"{name} {tuple(buffer.shape)} {buffer.dtype} {buffer.layout}".encode())
+    if sums:
+        digest.update(torch.stack(sums).cpu().numpy().tobytes())
     return digest.digest()
+
+
+def _checksums(tensor: Tensor) -> Tensor:
+    """Sum of a tensor's bit patterns, and sum weighted by position, modulo 2^64, shape (2,)."""
+    bits = _bits(tensor)
+    sums = bits.new_zeros(2, dtype=torch.int64)
+    for start in range(0, len(bits), CHUNK):
+        part = bits[start : start + CHUNK].to(torch.int64)
+        places = torch.arange(start + 1, start + 1 + len(part), device=part.device)
+        sums += torch.stack([part.sum(), (part * places).sum()])
+    return sums
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """What a tensor holds, as whole numbers of as many bits, flat, on its device."""
+    plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    return plain.view(-1).view(WHOLE.get(tensor.element_size(), torch.int64))
+
+
+def _numbers(buffer: Tensor) -> Tensor | None:
+    """A view of a buffer in which every number is there once, or None if it is not that simple.
+
+    ``expand`` repeats numbers, and what repeats cannot be written. Sparse buffers and tensors of a
+    kind of their own (quantised ones, say) cannot be compared bit by bit.
+    """
+    if type(buffer) is not Tensor or buffer.layout is not torch.strided or buffer.is_quantized:
+        return None
+    return buffer.detach()[tuple(slice(None if step else 1) for step in buffer.stride())]
 
 
 @contextmanager
@@ -75,13 +136,15 @@ def untouched(model: nn.Module, broadcast: Callable[[Tensor], None]) -> Iterator
     """
     modules = [(module, module.training) for module in model.modules()]
     registered = [(module, dict(module._buffers)) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    with preserved_random_state(), eager(model), torch.inference_mode(False):
+    views = [(buffer, _numbers(buffer)) for buffer in model.buffers()]
+    before = [(buffer, view.clone()) for buffer, view in views if view is not None]
+    with preserved_random_state(), eager(), torch.inference_mode(False):
         try:
             for module, _ in modules:
                 module.training = False
-            for buffer in model.buffers():
-                broadcast(buffer)
+            for _, view in views:
+                if view is not None:
+                    broadcast(view)
             yield
         finally:
             for module, training in modules:
@@ -89,18 +152,20 @@ def untouched(model: nn.Module, broadcast: Callable[[Tensor], None]) -> Iterator
             for module, names in registered:  # the forward pass may have put others there
                 module._buffers.clear()
                 module._buffers.update(names)
-            for buffer, before in buffers:
-                if not torch.equal(buffer, before):
-                    buffer.detach().copy_(before)
+            for buffer, numbers in before:
+                now = _numbers(buffer)  # again: the forward pass may have given it other memory
+                if now is not None and not torch.equal(_bits(now), _bits(numbers)):
+                    now.copy_(numbers)
 
 
 @contextmanager
-def eager(model: nn.Module) -> Iterator[None]:
-    """Run compiled modules uncompiled inside: compiled code does not see hooks added later."""
-    compiled = any(
-        hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
-        for module in model.modules()
-    )
+def eager() -> Iterator[None]:
+    """Run compiled code uncompiled inside: it does not see hooks that are added later.
+
+    That may be the model, a part of it, or a loss function that calls it, so it holds for all that
+    is compiled. Nothing is where PyTorch's compiler was never imported, which takes seconds.
+    """
+    compiled = "torch._dynamo" in sys.modules
     with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
         yield
 

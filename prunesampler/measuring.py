@@ -131,12 +131,10 @@ class Measurer:
             Grid(num_samples, self.reading.batch_size, rank, group.size).indices()
             for rank in range(group.size)
         ]
-        order = torch.cat(places).argsort()
-        sizes = [len(place) for place in places]
 
         def collect(tensors: list[Tensor]) -> Tensor:
-            parts = group.gather(tensors[0], sizes)
-            return tensors[0] if parts is None else torch.cat(parts)[order]
+            everyone = group.gather(tensors[0], places)
+            return tensors[0] if everyone is None else everyone
 
         everyone = mine.map(collect)
         return everyone if group.rank == 0 else None

@@ -230,6 +230,7 @@ class InfluencePruner:
                 number, int64, shape (n,). Zeros give what `select` gives.
             certify: compute the Newton shift and the kept curvature too, which takes longer.
         """
+        current_group().meet("redraw")
         choose = partial(self._selector.redraw, ages=ages, certify=certify)
         return choose_together(scores, choose, "redrawing", self.progress)
 
@@ -319,17 +320,20 @@ class InfluencePruner:
         """The processes, once all have come; the first time they also compare a few samples."""
         group = current_group()
         group.meet(what)
+        together(group, self._check_size)
+        if not self._probed:
+            with explained():
+                self.outline = probe(self.dataset, self.reading, group)
+            self._probed = True
+        return group
+
+    def _check_size(self) -> None:
         size = dataset_size(self.dataset)
         if size != self.num_samples:
             raise ValueError(
                 f"score_dataset had {self.num_samples} samples and has {size} now; build sampler, "
                 "pruner and callback from the dataset as it is trained on"
             )
-        if not self._probed:
-            with explained():
-                self.outline = probe(self.dataset, self.reading, group)
-            self._probed = True
-        return group
 
     def _say_without_classes(self, scores: Scores) -> None:
         """Warn, once, when floors per class were asked for and nothing tells the classes."""

@@ -174,7 +174,8 @@ def tracked():
     pruning = PruningCallback(sampler, pruner(dataset), warmup_epochs=1, accelerator=accelerator)
     selection = pruning.on_epoch_end(0, network(), step=14)
     accelerator.end_training()
-    return {"shift": selection.shift, "newton_shift": selection.newton_shift}
+    figures = {"shift": selection.shift, "newton_shift": selection.newton_shift}
+    return {**figures, "folder": str(FOLDER / "run")}
 
 
 if __name__ == "__main__":

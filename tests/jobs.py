@@ -1,13 +1,13 @@
-"""Jobs in plain PyTorch, on one process and on two."""
+"""Jobs in plain PyTorch, on one process and on two: what is selected, and what is refused."""
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from job_runner import RANK, WORLD, main
+from job_runner import RANK, WORLD
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -19,6 +19,7 @@ from prunesampler import (
     InfluencePrunedSampler,
     InfluencePruner,
     PruningCallback,
+    SquaredError,
     anneal,
 )
 
@@ -159,6 +160,10 @@ def different_data():
     return {"error": failure(lambda: pruner(data(200 - 40 * RANK)).select(network()))}
 
 
+def different_pruners():
+    return {"error": failure(lambda: pruner(data(), seed=RANK).select(network()))}
+
+
 def different_models():
     model = network()
     with torch.no_grad():
@@ -183,6 +188,31 @@ def refused_on_one_rank():
     return {"error": failure(lambda: pruning.on_epoch_end(0, network()))}
 
 
+def different_splits():
+    """Every rank draws its own training set, as random_split does without a generator."""
+    torch.manual_seed(100 + RANK)
+    part, _ = torch.utils.data.random_split(data(), [200, 100])
+    return {"error": failure(lambda: pruner(part).check(network()))}
+
+
+def random_data():
+    """Every rank makes its own numbers, without classes to tell them by."""
+    generator = torch.Generator().manual_seed(RANK)
+    made = TensorDataset(*torch.rand(2, 60, 1, generator=generator))
+    options = {"losses": SquaredError(), "budget": Budget(count=9)}
+    return {"error": failure(lambda: pruner(made, **options).check(nn.Sequential(nn.Linear(1, 1))))}
+
+
+def without_replicas():
+    """The README's diff in a plain data-parallel script: every rank has all samples."""
+    dataset = data()
+    pruning = PruningCallback(InfluencePrunedSampler(dataset), pruner(dataset))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pruning.on_epoch_end(0, network())
+    return {"said": [str(warning.message) for warning in caught]}
+
+
 def plain_ranks():
     """A rank-aware sampler without accelerate: both ranks' indices after pruning."""
     dataset = data(101)
@@ -190,9 +220,3 @@ def plain_ranks():
     pruning = PruningCallback(sampler, pruner(dataset), warmup_epochs=1)
     pruning.on_epoch_end(0, network())
     return {"indices": list(sampler), "kept": sampler.kept.tolist()}
-
-
-if __name__ == "__main__":
-    if WORLD > 1:
-        dist.init_process_group("gloo")
-    main(globals())

@@ -1,13 +1,13 @@
 """Under accelerate, what the plan said is what happens."""
 
-from functools import partial
 from itertools import chain
 
 import pytest
-from conftest import run_job
+from conftest import Jobs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-job = partial(run_job, "accelerate_jobs.py")
+EVERYWHERE = ["modes", "middle", "redrawn"]
+job = Jobs("accelerate_jobs.py", {1: [*EVERYWHERE, "tracked"], 2: EVERYWHERE})
 
 
 def flat(batches):
@@ -37,16 +37,16 @@ def test_every_mode_trains_on_the_kept_set_for_as_long_as_planned(processes):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_stopped_within_an_epoch_goes_on_there(processes, tmp_path):
-    for rank in job("middle", processes, FOLDER=str(tmp_path)):
+def test_a_run_stopped_within_an_epoch_goes_on_there(processes):
+    for rank in job("middle", processes):
         assert rank["default"] == rank["stateful"] == rank["whole"]
         assert rank["between, 0"] == rank["between, 2"] == rank["whole"]
         assert rank["default lr"] == rank["stateful lr"] == pytest.approx(0, abs=1e-9)
 
 
-def test_redraws_are_the_same_on_all_ranks_and_after_resuming(tmp_path):
+def test_redraws_are_the_same_on_all_ranks_and_after_resuming():
     for processes in (1, 2):
-        ranks = job("redrawn", processes, FOLDER=str(tmp_path / str(processes)))
+        ranks = job("redrawn", processes)
         kept = ranks[0]["kept"]
         assert all(rank["kept"] == kept for rank in ranks)
         assert all(rank["again"] == kept[2:] for rank in ranks)
@@ -54,11 +54,13 @@ def test_redraws_are_the_same_on_all_ranks_and_after_resuming(tmp_path):
             assert set().union(*kept[k : k + 3]) == set(range(107))
 
 
-def test_trackers_receive_the_figures(tmp_path):
-    (found,) = job("tracked", 1, FOLDER=str(tmp_path))
-    events = EventAccumulator(str(tmp_path / "run"))
+def test_trackers_receive_the_figures():
+    (found,) = job("tracked", 1)
+    events = EventAccumulator(found["folder"])
     events.Reload()
-    names = ("kept", "shift", "newton_shift", "random_shift", "seconds")
+    names = {
+        "kept", "shift", "newton_shift", "random_shift", "random_newton_shift", "seconds",
+    }  # fmt: skip
     assert set(events.Tags()["scalars"]) == {f"pruning/{name}" for name in names}
     (kept,), (shift,) = events.Scalars("pruning/kept"), events.Scalars("pruning/shift")
     assert (kept.step, kept.value) == (14, 66)

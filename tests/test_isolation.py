@@ -1,11 +1,18 @@
 import random
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from prunesampler.isolation import model_device, preserved_random_state, untouched, unwrap
+from prunesampler.isolation import (
+    fingerprint,
+    model_device,
+    preserved_random_state,
+    untouched,
+    unwrap,
+)
 
 
 def test_flags_buffers_and_random_states_come_back(model):
@@ -60,6 +67,87 @@ def test_replaced_buffers_come_back():
     assert model.count is before
     assert model.cache is None
     assert float(before) == 0
+
+
+class OwnKind(torch.Tensor):
+    pass
+
+
+class Buffers(nn.Module):
+    """Buffers that repeat numbers, hold few of them, equal nothing, or are of a kind of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("repeated", torch.arange(3.0).expand(2, 3))
+        self.register_buffer("sparse", torch.eye(2).to_sparse())
+        self.register_buffer("own kind", torch.ones(4).as_subclass(OwnKind))
+        self.register_buffer("nothing", torch.full((2,), float("nan")))
+        self.register_buffer("turned", torch.arange(6).reshape(2, 3).T)
+        self.register_buffer("conjugated", torch.tensor([1j, 2j]).conj())
+
+
+def test_buffers_of_every_kind_come_back():
+    model = Buffers()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    versions = {name: buffer._version for name, buffer in model.named_buffers()}
+    seen = []
+    with untouched(model, lambda tensor: seen.append(tensor.numel())):
+        model.turned[0, 0] = 7
+        model.repeated[0, 1] = 7  # writes into both rows
+        model.conjugated.data = torch.zeros(2, dtype=torch.complex64)
+    assert seen == [3, 2, 6, 2]
+    for name, buffer in model.named_buffers():
+        if name == "sparse":
+            assert torch.equal(buffer.to_dense(), torch.eye(2))
+        elif name != "nothing":
+            assert torch.equal(buffer, before[name])
+    assert model.nothing._version == versions["nothing"]  # was not written to
+
+
+def test_compiled_functions_run_as_written(model):
+    seen = []
+    compiled = torch.compile(lambda network, x: network(x), backend="eager")
+    compiled(model.eval(), torch.ones(2, 64))
+    with untouched(model, lambda tensor: None):
+        hook = model[4].register_forward_hook(lambda *_: seen.append("ran"))
+        compiled(model, torch.ones(2, 64))
+        hook.remove()
+    assert seen == ["ran"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64])
+def test_a_fingerprint_sees_every_bit_and_every_place(dtype):
+    layer = nn.Linear(3, 2, dtype=dtype)
+    before = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
+    found = {fingerprint(layer)}
+    with torch.no_grad():
+        for change in (
+            lambda: layer.weight[0, 0].mul_(1 + 1e-2),
+            lambda: layer.weight.copy_(layer.weight.flip(0)),
+            lambda: layer.weight.copy_(layer.weight.flip(1)),
+            lambda: layer.bias.zero_(),
+            lambda: layer.bias.neg_(),
+        ):
+            change()
+            found.add(fingerprint(layer))
+        assert len(found) == 6
+        for name, parameter in layer.named_parameters():
+            parameter.copy_(before[name])
+    assert fingerprint(layer) in found
+    layer.register_buffer("one", torch.zeros(1))
+    found.add(fingerprint(layer))
+    layer.one = torch.zeros(1, dtype=torch.int64)
+    assert fingerprint(layer) not in found
+
+
+def test_a_fingerprint_leaves_the_parameters_where_they_are(model):
+    whole = fingerprint(model)
+    with patch("prunesampler.isolation.CHUNK", 50):
+        assert fingerprint(model) == whole
+    moved = []
+    with patch.object(torch.Tensor, "cpu", lambda tensor: moved.append(tensor.numel()) or tensor):
+        fingerprint(model)
+    assert moved == [2 * len(list(model.parameters()))]
 
 
 def test_random_states_survive_an_error():
