@@ -90,8 +90,8 @@ def _check_forward(model: nn.Module, keys: list[str] | None) -> None:
     extra = [key for key in keys if key not in parameters]
     if extra and not anything:
         raise TypeError(
-            f"the batch has keys {extra} that {name}.forward does not take; leave them out in the "
-            f"dataset or collate_fn=, or {OWN_FORM}"
+            f"the batch has keys {extra} that {name}.forward does not take; {OWN_FORM}, or leave "
+            "them out in the dataset or collate_fn="
         )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from prunesampler.checks import check_state, warn, whole_number
-from prunesampler.counting import check_epoch, check_sharing, say_if_unused
+from prunesampler.counting import check_epoch, check_sharing, say_if_unused, say_where
 from prunesampler.distributed import check_shares, current_group, together
 from prunesampler.plan import optimiser_steps, planned_lengths
 from prunesampler.probing import check_same_labels
@@ -163,7 +163,10 @@ class PruningCallback:
                 last: counted from 1, told twice, or another than the state that was loaded leads to.
             RuntimeError: when the sampler's seed, size or kept set differs between ranks.
         """
-        check_epoch(epoch, self._ended, loaded=bool(self._unused), restored=self.sampler.restored)
+        loaded = bool(self._unused)
+        if loaded:
+            self._unused[1] = True  # an epoch was trained, so there is nothing to say at the end
+        check_epoch(epoch, self._ended, loaded=loaded, restored=self.sampler.restored)
         self._look(epoch)
         self.sampler.settle()
         selection = self._prepare(epoch + 1, model, step)
@@ -305,6 +308,7 @@ class PruningCallback:
             "selected": self._selected,
             "redraws": None if self._redraws is None else self._redraws.state_dict(),
             "data": self.pruner.outline,
+            "within": self.sampler.running,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -328,6 +332,9 @@ class PruningCallback:
         self.sampler.restore(state["sampler"], ended)
         self._ended, self._selected = ended - 1, bool(state["selected"])
         self._unused[:] = [ended, self.managed]
+        if self._accelerator is not None and state.get("within"):
+            stateful = getattr(self._accelerator, "use_stateful_dataloader", False)
+            say_where(self.sampler, ended, stateful=stateful)
 
     def planned_steps(
         self,

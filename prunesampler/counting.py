@@ -79,6 +79,29 @@ def check_sharing(sampler: InfluencePrunedSampler) -> None:
         )
 
 
+def say_where(sampler: InfluencePrunedSampler, ended: int, *, stateful: bool) -> None:
+    """Say how to find the place of a state that was saved within a pruned, shorter epoch.
+
+    Nobody can see from outside how many batches a script skips, and a script that takes all epochs to
+    be as long as this one skips too few or too many.
+
+    Args:
+        sampler: as it was restored.
+        ended: epochs that were over.
+        stateful: whether the loader itself knows its place.
+    """
+    if stateful or sampler.epoch_length == "constant" or len(sampler.kept) == sampler.num_samples:
+        return
+    logger.warning(
+        "prunesampler: this state is from within epoch %d, which has %d samples where a full one has %d. "
+        "If the script skips step %% len(loader) batches, it resumes at another batch. %s.",
+        ended,
+        len(sampler),
+        sampler.length(sampler.num_samples),
+        BY_LENGTH,
+    )
+
+
 def say_if_unused(loaded: list[int]) -> None:
     """Say that a state was loaded for nothing, when its callback goes.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from prunesampler.conjugate import conjugate_gradients
 from prunesampler.factors import ExactFactor, KroneckerFactor
 from prunesampler.influence import Factor, IdentityFactor
-from prunesampler.samples import SampleGradients
+from prunesampler.samples import DenseHessian, SampleGradients
 
 SINGLE = 1e-5
 """Damping below this share of the largest diagonal entry would drown in float32 rounding."""
@@ -87,14 +87,15 @@ class ExactCurvature(Curvature):
         _check_damping(self.damping)
 
     def check(self, gradients: SampleGradients, num_samples: int) -> None:
-        """Check the size R of the matrix, and that there is curvature, from any samples.
+        """Check the size R of the matrix, and that there can be curvature, from any samples.
 
         Raises:
-            ValueError: when R is above ``max_size``, or these samples have no curvature at all.
+            ValueError: when R is above ``max_size``, or these samples show that the loss has none.
         """
-        self._check(gradients, num_samples, self.damping)
+        self._check_size(gradients, num_samples)
+        check_loss_curves(gradients, self.damping)
 
-    def _check(self, gradients: SampleGradients, num_samples: int, damping: float | None) -> None:
+    def _check_size(self, gradients: SampleGradients, num_samples: int) -> None:
         rows, columns = gradients.shape
         size = rows * columns
         if size > self.max_size:
@@ -104,7 +105,6 @@ class ExactCurvature(Curvature):
                 f"{4 * num_samples * size / 2**30:.1f} GiB of whitened rows. Use "
                 "KroneckerCurvature() (an approximation), a smaller layer, or a larger max_size"
             )
-        check_curved(gradients, damping)
 
     def factor(self, gradients: SampleGradients, damping: float | None = None) -> ExactFactor:
         """Factorise the mean GGN.
@@ -113,7 +113,8 @@ class ExactCurvature(Curvature):
             ValueError: when R is above ``max_size``, or the curvature is not positive definite.
         """
         given = self.damping if damping is None else damping
-        self._check(gradients, len(gradients), given)
+        self._check_size(gradients, len(gradients))
+        check_curved(gradients, given)
         matrix = gradients.gauss_newton()
         size, largest = len(matrix), float(matrix.diagonal().max())
         chosen = _first(given, DEFAULT_DAMPING * float(matrix.trace()) / size)
@@ -177,7 +178,7 @@ class KroneckerCurvature(Curvature):
             ValueError: when these samples have none at all.
         """
         del num_samples
-        check_curved(gradients, self.damping)
+        check_loss_curves(gradients, self.damping)
 
     def factor(self, gradients: SampleGradients, damping: float | None = None) -> KroneckerFactor:
         """Factorise both small matrices.
@@ -207,6 +208,18 @@ class IdentityCurvature(Curvature):
         """The identity, whatever the samples."""
         del gradients, damping
         return IdentityFactor()
+
+
+def check_loss_curves(gradients: SampleGradients, damping: float | None) -> None:
+    """Check from a few samples that a loss of the user's own has curvature.
+
+    Closed forms have it, if not with a network that is certain of these samples for the moment.
+
+    Raises:
+        ValueError: see :func:`check_curved`.
+    """
+    if isinstance(gradients.hessian, DenseHessian):
+        check_curved(gradients, damping)
 
 
 def check_curved(gradients: SampleGradients, damping: float | None) -> None:

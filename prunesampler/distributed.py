@@ -23,6 +23,10 @@ SAME_ARGUMENTS = (
 )
 WAYS_OUT = {
     "the models": f"{SAME_ARGUMENTS}, or wrap the model in DistributedDataParallel",
+    "the samples of score_dataset": (
+        "so scores would be those of other samples; build it alike on every rank: seed before "
+        "random_split, or before making data"
+    ),
     "the calls": "so they would wait for each other; make the same calls in the same order on all",
 }
 

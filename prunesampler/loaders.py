@@ -31,10 +31,15 @@ def replace_sampler(loader: DataLoader[Any], sampler: InfluencePrunedSampler) ->
         ValueError: when the loader has a sampler of its own, another dataset length, or drops its
             last batch while fewer samples are kept than a batch has.
     """
-    if isinstance(loader.dataset, IterableDataset):
+    if isinstance(getattr(loader, "dataset", None), IterableDataset):
         raise TypeError(
             f"{type(loader.dataset).__name__} is an IterableDataset, which no sampler can restrict; "
             "use a map-style dataset"
+        )
+    if not isinstance(loader, DataLoader):
+        raise TypeError(
+            f"{type(loader).__name__} is no DataLoader; if it wraps one, as timm's PrefetchLoader does, "
+            "loader.loader = replace_sampler(loader.loader, sampler)"
         )
     if type(loader) is not DataLoader:
         raise TypeError(
@@ -80,12 +85,15 @@ def _custom_batches(loader: DataLoader[Any]) -> str:
 
 def sampler_of(loader: Any) -> Any:
     """The sampler at the end of a loader's chain of batch samplers, whatever prepared the loader."""
-    link = getattr(loader, "batch_sampler", None)
-    if link is None:
-        return getattr(loader, "sampler", None)
-    while hasattr(link, "batch_sampler"):  # accelerate's shards
-        link = link.batch_sampler
-    return getattr(link, "sampler", None)
+    link: Any = loader
+    seen: list[Any] = []
+    while link is not None and all(link is not other for other in seen):
+        seen.append(
+            link
+        )  # accelerate's shards hold a batch sampler, infinite ones a sampler of one
+        inner = getattr(link, "batch_sampler", None)
+        link = getattr(link, "sampler", None) if inner is None else inner
+    return seen[-1] if len(seen) > 1 else None
 
 
 def loaders_in(nested: Any) -> list[Any]:
@@ -95,6 +103,13 @@ def loaders_in(nested: Any) -> list[Any]:
     if isinstance(nested, (list, tuple)):
         return [loader for part in nested for loader in loaders_in(part)]
     return [nested]
+
+
+def drops_last(loader: Any) -> bool:
+    """Whether a loader leaves out a smaller last batch, as far as it or its batch sampler tells."""
+    batches = getattr(loader, "batch_sampler", None)
+    links = (loader, batches, getattr(batches, "sampler", None))
+    return bool(next((d for k in links if (d := getattr(k, "drop_last", None)) is not None), False))
 
 
 def batch_size_of(loader: Any) -> int | None:

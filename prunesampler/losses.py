@@ -257,8 +257,9 @@ def _checked_classes(outputs: Tensor, targets: Tensor) -> Tensor:
     if targets.is_floating_point() or targets.dim() != 1 or len(targets) != len(outputs):
         raise ValueError(
             f"targets must be class labels, integers of shape ({len(outputs)},), or probabilities of "
-            f"shape {tuple(outputs.shape)}, got {targets.dtype} of shape {tuple(targets.shape)}; for "
-            "regression pass losses=SquaredError(), for yes-or-no answers BinaryCrossEntropy()"
+            f"shape {tuple(outputs.shape)}, got {targets.dtype} of shape {tuple(targets.shape)}; turn "
+            "one-hot rows into floats, for regression pass losses=SquaredError(), for yes-or-no answers "
+            "BinaryCrossEntropy()"
         )
     wrong = (targets < 0) | (targets >= classes)
     if wrong.any():

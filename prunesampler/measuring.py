@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from prunesampler.gradients import GradientSource, HeadGradients, check_gradient
 from prunesampler.guarantee import Progress
 from prunesampler.heads import Losses, find_head
 from prunesampler.isolation import fingerprint, model_device, untouched
+from prunesampler.probing import explained
 from prunesampler.reading import Grid, Reading
 from prunesampler.samples import SampleGradients
 
@@ -191,23 +191,6 @@ def _name_of(model: nn.Module, head: nn.Module | str | None) -> str | None:
     if head is None or isinstance(head, str):
         return head
     return next((name for name, module in model.named_modules() if module is head), None)
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Say of errors inside where they happened, as far as Python can (from 3.11 on)."""
-    try:
-        yield
-    except Exception as error:
-        if hasattr(error, "add_note"):
-            error.add_note(
-                "This happened while prunesampler ran the model on a batch of score_dataset, read and put "
-                "together by collate_fn= (default: torch's), with losses= (default: cross-entropy on "
-                "(x, y) or a mapping with labels). Give the pruner what your training loader has: "
-                "InfluencePruner(..., like=loader); and for batches of another form "
-                "losses=CrossEntropy(run=lambda model, batch: (logits, targets))."
-            )
-        raise
 
 
 def progress_bar(name: str, total: int, shown: bool) -> tqdm[Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -20,6 +21,23 @@ COLLATIONS = 3
 """Times that the same items are put together: once would not do for a mixup that is skipped at times."""
 
 
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say of errors inside where they happened, as far as Python can (from 3.11 on)."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "add_note"):
+            error.add_note(
+                "This happened while prunesampler ran the model on a batch of score_dataset, read and put "
+                "together by collate_fn= (default: torch's), with losses= (default: cross-entropy on "
+                "(x, y) or a mapping with labels). Give the pruner what your training loader has: "
+                "InfluencePruner(..., like=loader); and for batches of another form, or that your loop "
+                "converts and normalises, losses=CrossEntropy(run=lambda model, batch: (logits, targets))."
+            )
+        raise
+
+
 def probe(dataset: Dataset[Any], reading: Reading, group: Group) -> str:
     """Look at a few samples of a dataset, on all ranks.
 
@@ -34,7 +52,6 @@ def probe(dataset: Dataset[Any], reading: Reading, group: Group) -> str:
         A hash of their labels and shapes, to know the dataset by.
 
     Raises:
-        ValueError: when ``collate_fn`` makes two batches of the same items.
         RuntimeError: when ranks hold other samples, or one of them failed.
     """
     size = dataset_size(dataset)
@@ -49,26 +66,27 @@ def probe(dataset: Dataset[Any], reading: Reading, group: Group) -> str:
             f"score_dataset gives another item {changing[0]} each time it is read; scores would "
             "be of one random augmentation: give it the evaluation transform"
         )
-    known = [label_of(item) for item in first.values()] if changing else list(first.values())
-    group.check_equal("the samples of score_dataset", content(known))
-    together(group, lambda: check_collate(reading.collate_fn, list(first.values())))
-    return hashlib.blake2b(repr([outline(i) for i in first.values()]).encode()).hexdigest()[:16]
+    compared = [label_of(item) for item in first.values()] if changing else list(first.values())
+    group.check_equal("the samples of score_dataset", content(compared))
+    known = repr([outline(item) for item in first.values()])
+    return hashlib.blake2b(known.encode()).hexdigest()[:16]
 
 
-def check_collate(collate_fn: Callable[[list[Any]], Any], items: Sequence[Any]) -> None:
-    """Check that a collate function makes the same batch of the same items.
+def check_collate(dataset: Dataset[Any], reading: Reading) -> None:
+    """Check that the collate function makes the same batch of the same items.
 
     Raises:
         ValueError: when it does not, as those of mixup, cutmix and random masking.
     """
-    with preserved_random_state(), undisturbed(collate_fn):
+    collate_fn, items = reading.collate_fn, reading.items(dataset, spread(dataset_size(dataset), 4))
+    with explained(), preserved_random_state(), undisturbed(collate_fn):
         hashes = {content(collate_fn(list(items))) for _ in range(COLLATIONS)}
     if len(hashes) > 1:
         name = getattr(collate_fn, "__qualname__", type(collate_fn).__name__)
         raise ValueError(
             f"collate_fn {name} makes another batch of the same samples each time (mixup, cutmix, "
             "random masking?), so scores would be of random mixtures; give the pruner a collate_fn= "
-            "without it, or leave it out for torch's own"
+            "without it, such as torch's default_collate, also beside like="
         )
 
 

@@ -26,8 +26,8 @@ from prunesampler.heads import Losses
 from prunesampler.influence import Metric, parameter_distance
 from prunesampler.isolation import unwrap
 from prunesampler.losses import ClosedFormLoss, CrossEntropy
-from prunesampler.measuring import Measurer, advance, explained, progress_bar
-from prunesampler.probing import probe
+from prunesampler.measuring import Measurer, advance, progress_bar
+from prunesampler.probing import check_collate, explained, probe
 from prunesampler.reading import Reading, some_of
 from prunesampler.scores import Scores, read_layer, read_measurements
 from prunesampler.selection import Selection
@@ -180,7 +180,10 @@ class InfluencePruner:
         selection = choose_together(scores, self._selector.select, "solving", self.progress)
         better = selection.beats_random or self._selector.cost is not None
         if not better and current_group().rank == 0:
-            warn(selection.verdict)
+            warn(
+                f"the {len(selection.pruned)} pruned samples are no better chosen than at random: the "
+                f"predicted shift is {selection.ratio:.0%} of a random set's; selection.verdict says more"
+            )
         return selection
 
     def frontier(
@@ -324,6 +327,7 @@ class InfluencePruner:
         if not self._probed:
             with explained():
                 self.outline = probe(self.dataset, self.reading, group)
+            together(group, lambda: check_collate(self.dataset, self.reading))
             self._probed = True
         return group
 

@@ -88,7 +88,10 @@ class Reading:
             TypeError: when it is none.
         """
         if not isinstance(loader, DataLoader):
-            raise TypeError(f"like= takes a DataLoader, got {type(loader).__name__}")
+            raise TypeError(
+                f"like= takes a DataLoader, got {type(loader).__name__}; if it wraps one, as timm's "
+                "PrefetchLoader does, give like=loader.loader"
+            )
         return cls(
             batch_size=loader.batch_size
             or getattr(loader.batch_sampler, "batch_size", None)

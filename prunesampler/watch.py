@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, SequentialLR
 
 from prunesampler.checks import warn
-from prunesampler.loaders import batch_size_of, sampler_of
+from prunesampler.loaders import batch_size_of, drops_last, sampler_of
 from prunesampler.sampler import RUNS_AHEAD, InfluencePrunedSampler
 from prunesampler.schedule import Schedule
 
@@ -52,6 +52,7 @@ class Watch:
         for loader in self._loaders:
             if sampler_of(loader) is self._sampler:
                 check_batches(model, loader, kept)
+                self._said.add("batch")
 
     def epoch_ended(self, epoch: int, schedule: Schedule) -> None:
         """Warn of what is wrong with the epoch that ended, if it was a pruned one."""
@@ -63,7 +64,10 @@ class Watch:
                 self._check_loader(loader)
             for scheduler, seen in self._schedulers:
                 self._check_schedule(scheduler, seen, epoch, schedule)
+        began = list(self._sampler.passes)
         self._sampler.passes.clear()
+        if self._sampler.running:  # the loader runs ahead: that pass is the next epoch's
+            self._sampler.passes.extend(began[-1:])
         self._first = False
 
     def _check_passes(self, epoch: int) -> None:
@@ -88,12 +92,7 @@ class Watch:
     def _check_loader(self, loader: Any) -> None:
         kept, batch = len(self._sampler), batch_size_of(loader)
         if sampler_of(loader) is self._sampler and batch is not None and kept < batch:
-            self._say(
-                "batch",
-                f"the {kept} kept samples are fewer than a batch of {batch}: every pruned epoch is one "
-                "short batch, one padded with copies, or none at all with drop_last; prune less or use "
-                "a smaller batch",
-            )
+            self._say("batch", _smaller(kept, batch))
 
     def _check_schedule(
         self, scheduler: Any, seen: list[int], epoch: int, schedule: Schedule
@@ -117,6 +116,14 @@ class Watch:
         if what not in self._said:
             self._said.add(what)
             warn(message)
+
+
+def _smaller(kept: int, batch: int) -> str:
+    return (
+        f"the {kept} kept samples are fewer than a batch of {batch}: every pruned epoch is one "
+        "short batch, one padded with copies, or none at all with drop_last; prune less or use "
+        "a smaller batch"
+    )
 
 
 def ticks(scheduler: Any) -> int | None:
@@ -148,6 +155,9 @@ def check_batches(model: nn.Module, loader: Any, kept: int) -> None:
         model: as it is trained.
         loader: of the training.
         kept: samples of a pruned epoch.
+
+    Raises:
+        ValueError: when there would be none.
     """
     sampler, batch = sampler_of(loader), batch_size_of(loader)
     if not isinstance(sampler, InfluencePrunedSampler):
@@ -156,9 +166,19 @@ def check_batches(model: nn.Module, loader: Any, kept: int) -> None:
             "would not reach it; build it with sampler=, or with replace_sampler(loader, sampler)"
         )
         return
-    if batch is None or loader.drop_last:
+    if batch is None:
         return
     length = sampler.length(kept)
+    if length < batch and drops_last(loader):
+        raise ValueError(
+            f"a pruned epoch has {length} samples, fewer than a batch of {batch}, and the loader has "
+            "drop_last=True: every pruned epoch would be empty; prune less, use a smaller batch, or "
+            "drop_last=False"
+        )
+    if length < batch:
+        warn(_smaller(length, batch))
+    if drops_last(loader):
+        return
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     if length % batch == 1 and batch > 1 and norms:
         warn(

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from accelerate import Accelerator
 from timm.data.loader import MultiEpochsDataLoader
 from timm.scheduler import CosineLRScheduler
 from torch.utils.data import DataLoader
@@ -157,6 +158,48 @@ def test_a_loader_that_runs_ahead(workers, few_digits, model):
     said = [str(w.message) for w in caught if "runs ahead" in str(w.message)]
     assert bool(said) == bool(workers)
     assert all("on_selection=" in text for text in said)
+
+
+@pytest.mark.filterwarnings("ignore:Length of")
+def test_a_loader_that_runs_ahead_and_is_made_to_begin_anew(few_digits, model):
+    sampler, callback = make(few_digits, on_selection=lambda _: loader.reset())
+    loader = Infinite(range(200), batch_size=8, sampler=sampler, num_workers=2)
+    for epoch in range(5):
+        seen = torch.cat(list(loader)).tolist()
+        assert sorted(seen) == sampler.kept.tolist()
+        callback.on_epoch_end(epoch, model)
+
+
+class Infinite(MultiEpochsDataLoader):
+    """With a way to begin anew, as that of ultralytics has."""
+
+    def reset(self):
+        self.iterator = DataLoader.__iter__(self)
+
+
+def test_a_state_from_within_a_pruned_epoch_says_how_long_that_is(few_digits, model, caplog):
+    def resumed(**options):
+        accelerator = Accelerator(cpu=True)
+        sampler = InfluencePrunedSampler(few_digits, **options)
+        callback = make(few_digits, sampler=sampler, accelerator=accelerator)[1]
+        for epoch in range(2):
+            list(sampler)
+            callback.on_epoch_end(epoch, model)
+        pass_at_hand = iter(sampler)
+        next(pass_at_hand)
+        state = callback.state_dict()
+        again = make(
+            few_digits,
+            sampler=InfluencePrunedSampler(few_digits, **options),
+            accelerator=accelerator,
+        )[1]
+        caplog.clear()
+        again.load_state_dict(state)
+        again.on_epoch_end(2, model)
+        return caplog.text
+
+    assert "from within epoch 2, which has 120 samples where a full one has 200" in resumed()
+    assert "from within" not in resumed(epoch_length="constant")
 
 
 def test_a_schedule_of_timm_that_counts_updates_by_the_length_of_the_loader(few_digits, model):

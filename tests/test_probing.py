@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hostile import Views
+from timm.data.loader import MultiEpochsDataLoader, PrefetchLoader
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 from torchvision.transforms import v2
@@ -16,6 +17,7 @@ from prunesampler import (
     InfluencePruner,
     PruningCallback,
     anneal,
+    replace_sampler,
 )
 
 quick = partial(anneal, moves=1_000)
@@ -56,6 +58,36 @@ def test_a_collate_function_that_draws_is_named_and_draws_no_number_of_the_run(c
         pruner(images(few_digits), like=loader).check(model)
     pruner(images(few_digits), like=loader, collate_fn=default_collate).check(model)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_loaders_that_hold_a_loader_or_a_sampler_of_samplers(few_digits, model):
+    sampler = InfluencePrunedSampler(few_digits)
+    ahead = MultiEpochsDataLoader(few_digits, batch_size=17, sampler=sampler, drop_last=True)
+    pruner(few_digits).check(model, loader=ahead)  # its last batch is dropped
+    loader = DataLoader(few_digits, 17, sampler=sampler, drop_last=True)
+    wrapped = PrefetchLoader(loader, device=torch.device("cpu"))
+    pruner(few_digits).check(model, loader=wrapped)
+    with pytest.raises(
+        TypeError, match="got PrefetchLoader; if it wraps one, .*like=loader.loader"
+    ):
+        pruner(few_digits, like=wrapped)
+    with pytest.raises(
+        TypeError, match=r"loader.loader = replace_sampler\(loader.loader, sampler\)"
+    ):
+        replace_sampler(wrapped, sampler)
+    assert pruner(few_digits, like=wrapped.loader).reading.batch_size == 17
+
+
+def test_a_network_that_is_certain_of_everything_for_now_passes_the_trial(few_digits):
+    model = nn.Sequential(nn.Linear(64, 10))
+    with torch.no_grad():
+        model[0].weight.mul_(1e8)
+    pruner(few_digits).check(model)
+    callback = PruningCallback(InfluencePrunedSampler(few_digits), pruner(few_digits))
+    callback.on_epoch_end(0, model)
+    absolute = lambda m, b: (m(b[0])[:, 0] - b[1]).abs()  # noqa: E731
+    with pytest.raises(ValueError, match="the loss has no curvature in the layer's output"):
+        pruner(few_digits, losses=absolute).check(model)
 
 
 class Pictures(Dataset):
@@ -140,6 +172,13 @@ def test_a_last_batch_of_one_sample_is_found_before_training(few_digits, model):
         callback.on_epoch_end(0, model)
     dropping = DataLoader(few_digits, 17, sampler=sampler, drop_last=True)
     pruner(few_digits).check(model, loader=dropping)
+    small = DataLoader(few_digits, 128, sampler=sampler, drop_last=True)
+    with pytest.raises(
+        ValueError, match="has 120 samples, fewer than a batch of 128, .*would be empty"
+    ):
+        pruner(few_digits).check(model, loader=small)
+    with pytest.warns(UserWarning, match="the 120 kept samples are fewer than a batch of 128"):
+        pruner(few_digits).check(model, loader=DataLoader(few_digits, 128, sampler=sampler))
     without = nn.Sequential(nn.Linear(64, 10))
     pruner(few_digits).check(without, loader=loader)
     with pytest.warns(UserWarning, match="the loader iterates a RandomSampler, not an Influence"):

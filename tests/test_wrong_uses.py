@@ -267,7 +267,7 @@ def test_warnings(use, kit):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         work(kit)
-    verdict = "The set is no better than a random set"  # true here, and not what is looked for
+    verdict = "no better chosen than at random"  # true here, and not what is looked for
     said = [w for w in caught if w.category is UserWarning and verdict not in str(w.message)]
     (said,) = said
     assert re.search(message, str(said.message))
