@@ -5,6 +5,7 @@ Nothing here reads a dataset; see `prunesampler.reading`.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 from collections.abc import Mapping
@@ -77,7 +78,10 @@ def _check_forward(model: nn.Module, keys: list[str] | None) -> None:
     """Check that the model has a ``forward`` that takes these names, or one input."""
     name, given = type(model).__name__, type(model).forward
     # Lightning's base class has a forward() of its own, which only raises.
-    none = given is nn.Module.forward or given.__qualname__ == "LightningModule.forward"
+    none = (
+        given is nn.Module.forward
+        or getattr(given, "__qualname__", "") == "LightningModule.forward"
+    )
     if none and "forward" not in vars(model):
         raise TypeError(
             f"{name} has no forward(), so a batch cannot be run through it; {OWN_FORM}, which runs "
@@ -125,7 +129,7 @@ def classes_in(batch: Any, size: int, width: int) -> Tensor | None:
             (batch[k] for k in ("labels", "label", "targets", "target") if k in batch), None
         )
     else:
-        found = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+        found = batch[1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else None
     if not isinstance(found, Tensor) or found.is_floating_point() or found.is_complex():
         return None
     if found.numel() != size or not len(found):
@@ -137,8 +141,13 @@ def classes_in(batch: Any, size: int, width: int) -> Tensor | None:
 
 def to_device(batch: Any, device: torch.device) -> Any:
     """A batch with its tensors on the device, in tuples, lists and mappings (as dicts) at any depth."""
-    if hasattr(batch, "to"):
-        return batch.to(device)
+    if hasattr(type(batch), "to"):
+        moved = batch.to(device)
+        return batch if moved is None else moved  # it moved itself
+    if isinstance(batch, dict) and type(batch) is not dict:  # one whose keys are attributes, say
+        same = copy.copy(batch)
+        same.update({key: to_device(value, device) for key, value in batch.items()})
+        return same
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
@@ -175,6 +184,8 @@ def _add(digest: hashlib.blake2b, item: Any) -> None:
         digest.update(flat.view(torch.uint8).numpy().tobytes())
     elif isinstance(item, (bool, int, float, complex, str, bytes)):
         digest.update(repr(item).encode())
+    elif isinstance(item, np.ndarray) and item.dtype.hasobject:
+        _add(digest, [list(item.shape), item.ravel().tolist()])
     elif callable(getattr(item, "tobytes", None)):  # NumPy's arrays and numbers, Pillow's images
         digest.update(f"{getattr(item, 'dtype', '')} {getattr(item, 'shape', '')}".encode())
         digest.update(item.tobytes())

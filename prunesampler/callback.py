@@ -114,6 +114,12 @@ class PruningCallback:
         if accelerator is not None:
             check_shares(accelerator.num_processes, sampler.num_replicas)
             accelerator.register_for_checkpointing(self)
+        if len(sampler.kept) < sampler.num_samples and not sampler.restored:
+            warn(
+                f"the sampler is restricted to {len(sampler.kept)} of {sampler.num_samples} samples "
+                "already, on which the warm-up would run too; for another run with it, call "
+                "sampler.restart() first"
+            )
         self.sampler, self.pruner = sampler, pruner
         self.log: Callable[[dict[str, float], int], Any] | None
         self.log = None if accelerator is None else accelerator.log

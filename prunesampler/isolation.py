@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 CHUNK = 2**20  # numbers of a parameter that are widened to 64 bits at once
 WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # by bytes per number; else int64
@@ -40,6 +41,11 @@ def model_device(model: nn.Module) -> torch.device:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     _check_whole(model)
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise ValueError(
+            f"the model's parameter {lazy[0]} has no shape yet; run a batch through the model first"
+        )
     devices = {t.device for t in itertools.chain(model.parameters(), model.buffers())}
     if not devices:
         raise ValueError(f"{type(model).__name__} has no parameters, so nothing can be influenced")
@@ -150,8 +156,11 @@ def untouched(model: nn.Module, broadcast: Callable[[Tensor], None]) -> Iterator
             for module, training in modules:
                 module.training = training
             for module, names in registered:  # the forward pass may have put others there
-                module._buffers.clear()
-                module._buffers.update(names)
+                there = dict(module._buffers)
+                same = all(there.get(name) is buffer for name, buffer in names.items())
+                if not same or len(there) != len(names):
+                    module._buffers.clear()
+                    module._buffers.update(names)
             for buffer, numbers in before:
                 now = _numbers(buffer)  # again: the forward pass may have given it other memory
                 if now is not None and not torch.equal(_bits(now), _bits(numbers)):

@@ -109,7 +109,7 @@ def drops_last(loader: Any) -> bool:
     """Whether a loader leaves out a smaller last batch, as far as it or its batch sampler tells."""
     batches = getattr(loader, "batch_sampler", None)
     links = (loader, batches, getattr(batches, "sampler", None))
-    return bool(next((d for k in links if (d := getattr(k, "drop_last", None)) is not None), False))
+    return any(bool(getattr(link, "drop_last", False)) for link in links)
 
 
 def batch_size_of(loader: Any) -> int | None:

@@ -19,7 +19,7 @@ from prunesampler.guarantee import Progress
 from prunesampler.heads import Losses, find_head
 from prunesampler.isolation import fingerprint, model_device, untouched
 from prunesampler.probing import explained
-from prunesampler.reading import Grid, Reading
+from prunesampler.reading import Grid, Reading, copied, spread
 from prunesampler.samples import SampleGradients
 
 COUPLED = 0.05
@@ -68,25 +68,35 @@ class Measurer:
             model: without wrappers.
             datasets: map-style.
             group: the processes that share the work; all of them call this.
-            trial: let losses and gradients pass that are not finite.
+            trial: measure a batch per process of each, and let losses and gradients pass that are
+                not finite.
 
         Raises:
             ValueError: for anything about data or model that makes the gradients meaningless.
             RuntimeError: when another rank failed.
         """
+        some = [self._samples(dataset, group, trial) for dataset in datasets]
         device = together(group, lambda: model_device(model))
         if group.size > 1:
             group.check_equal("the models", together(group, lambda: fingerprint(model)))
         with untouched(model, group.broadcast):
             shares = together(
-                group, lambda: [self._share(model, device, group, data, trial) for data in datasets]
+                group,
+                lambda: [
+                    self._share(model, device, group, dataset, samples, trial)
+                    for dataset, samples in zip(datasets, some, strict=True)
+                ],
             )
         signature = repr([share.signature() for share in shares]).encode()
         group.check_equal("the measurements", signature)
         return [
-            self._gather(share, group, dataset_size(dataset))
-            for share, dataset in zip(shares, datasets, strict=True)
+            self._gather(share, group, samples) for share, samples in zip(shares, some, strict=True)
         ]
+
+    def _samples(self, dataset: Dataset[Any], group: Group, trial: bool) -> Sequence[int]:
+        """Indices of the samples to measure, ascending: all, or a batch per process."""
+        size = dataset_size(dataset)
+        return spread(size, self.reading.batch_size * group.size) if trial else range(size)
 
     def _share(
         self,
@@ -94,15 +104,15 @@ class Measurer:
         device: torch.device,
         group: Group,
         dataset: Dataset[Any],
+        samples: Sequence[int],
         trial: bool,
     ) -> SampleGradients:
         """This rank's share of the samples, on the CPU, in ascending order."""
-        size = dataset_size(dataset)
         with explained():
             source = self._source(model, device, dataset)
-            grid = Grid(size, self.reading.batch_size, group.rank, group.size)
+            grid = Grid(samples, self.reading.batch_size, group.rank, group.size)
             parts: list[SampleGradients] = []
-            total, shown = len(grid.indices()), self.progress and group.rank == 0
+            total, shown = len(grid.places()), self.progress and group.rank == 0
             with (
                 self.reading.batches(dataset, grid) as batches,
                 progress_bar("measuring", total, shown) as bar,
@@ -113,22 +123,23 @@ class Measurer:
                     parts.append(part)
                     bar.update(len(indices))
             if not parts:  # more ranks than batches: the shapes are needed all the same
-                first = self.reading.items(dataset, range(min(self.reading.batch_size, size)))
+                first = self.reading.items(dataset, samples[: self.reading.batch_size])
                 batch = self._batch(first, device)
                 parts = [source(model, batch).map(lambda t: t[0][:0].cpu())]
         return SampleGradients.cat(parts)
 
     def _batch(self, items: list[Any], device: torch.device) -> Any:
-        return to_device(self.reading.collate_fn(items), device)
+        # A copy, since a collate function may take items apart.
+        return to_device(self.reading.collate_fn(copied(items)), device)
 
     def _gather(
-        self, mine: SampleGradients, group: Group, num_samples: int
+        self, mine: SampleGradients, group: Group, samples: Sequence[int]
     ) -> SampleGradients | None:
         """All samples in dataset order on rank 0, None elsewhere."""
         if group.size == 1:
             return mine
         places = [
-            Grid(num_samples, self.reading.batch_size, rank, group.size).indices()
+            Grid(samples, self.reading.batch_size, rank, group.size).places()
             for rank in range(group.size)
         ]
 

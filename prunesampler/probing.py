@@ -13,7 +13,7 @@ from prunesampler.batches import content, label_of, outline, same_item
 from prunesampler.checks import dataset_size, warn
 from prunesampler.distributed import Group, together
 from prunesampler.isolation import preserved_random_state
-from prunesampler.reading import Reading, spread, undisturbed
+from prunesampler.reading import Reading, copied, spread, undisturbed
 
 PROBES = 8
 """Samples that are compared over the ranks, and whose labels a state remembers."""
@@ -80,7 +80,7 @@ def check_collate(dataset: Dataset[Any], reading: Reading) -> None:
     """
     collate_fn, items = reading.collate_fn, reading.items(dataset, spread(dataset_size(dataset), 4))
     with explained(), preserved_random_state(), undisturbed(collate_fn):
-        hashes = {content(collate_fn(list(items))) for _ in range(COLLATIONS)}
+        hashes = {content(collate_fn(copied(items))) for _ in range(COLLATIONS)}
     if len(hashes) > 1:
         name = getattr(collate_fn, "__qualname__", type(collate_fn).__name__)
         raise ValueError(

@@ -28,7 +28,7 @@ from prunesampler.isolation import unwrap
 from prunesampler.losses import ClosedFormLoss, CrossEntropy
 from prunesampler.measuring import Measurer, advance, progress_bar
 from prunesampler.probing import check_collate, explained, probe
-from prunesampler.reading import Reading, some_of
+from prunesampler.reading import Reading
 from prunesampler.scores import Scores, read_layer, read_measurements
 from prunesampler.selection import Selection
 from prunesampler.selector import Selector
@@ -258,8 +258,14 @@ class InfluencePruner:
         def score() -> Scores | None:
             if measured is None:
                 return None
+            # One class that was only guessed from the batches is none.
+            classes = measured.labels
+            guessed = (
+                self._own_losses and classes is not None and bool((classes == classes[0]).all())
+            )
+            found = replace(measured, labels=None) if guessed else measured
             means = [part.rows().sum() / len(part) for part in rest if part is not None]
-            scores = self._selector.scores(measured, means[0] if means else None, seconds)
+            scores = self._selector.scores(found, means[0] if means else None, seconds)
             self._say_without_classes(scores)
             return replace(scores, layer=self._measurer.layer)
 
@@ -287,8 +293,7 @@ class InfluencePruner:
             >>> pruner.check(torch.nn.Linear(4, 3))
         """
         group, datasets = self._meeting("check"), [self.dataset, *self._held_out()]
-        few = [some_of(data, self.reading.batch_size * group.size) for data in datasets]
-        measured, *_ = self._measurer.measure(unwrap(model), few, group, trial=True)
+        measured, *_ = self._measurer.measure(unwrap(model), datasets, group, trial=True)
         together(group, lambda: None if measured is None else self._selector.check(measured))
         if loader is not None and self.budget.epsilon is None and group.rank == 0:
             kept = self.num_samples - self.budget.size(self.num_samples)

@@ -59,9 +59,11 @@ class Redraws:
         """Write the measurements into a file of their own, where there is a folder for it."""
         if self._folder is not None and self._scores is not None:
             data = pack_state(self._scores.state_dict())
-            self._file = f"scores-{hashlib.blake2b(data, digest_size=12).hexdigest()}.safetensors"
+            self._file = None  # if writing fails, states hold the scores themselves
+            name = f"scores-{hashlib.blake2b(data, digest_size=12).hexdigest()}.safetensors"
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._folder / self._file, data)
+            write_atomically(self._folder / name, data)
+            self._file = name
 
     def _read(self, name: str) -> Mapping[str, Any]:
         """The measurements in a file that a state names."""

@@ -32,7 +32,7 @@ RUNS_AHEAD = (
     "on_selection= (ultralytics: loader.reset()), or use a plain DataLoader (timm: without "
     "--use-multi-epochs-loader)"
 )
-UNHEARD = 2
+UNHEARD = 3
 """Passes that may end before a callback that watches the sampler is called for the first time."""
 
 
@@ -111,6 +111,11 @@ class InfluencePrunedSampler(Sampler[int]):
         self._uneven = uneven
         self._kept = torch.arange(self.num_samples)
         self.check_size(self.num_samples)
+
+    @property
+    def told(self) -> bool:
+        """Whether somebody sets the epoch."""
+        return self._told
 
     @property
     def kept(self) -> Tensor:

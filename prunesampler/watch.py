@@ -81,7 +81,8 @@ class Watch:
                 "the kept ones: the loader has another sampler, or a framework put its own in place; "
                 "build the loader with sampler= and let nothing replace it",
             )
-        elif drawn and epoch not in drawn:
+        elif drawn and epoch not in drawn and (drawn[-1] < epoch or self._sampler.told):
+            # Orders ahead of the epoch come of passes that train nothing, and are as good.
             passes = f" (the last of {len(drawn)} passes)" if len(drawn) > 1 else ""
             self._say(
                 "order",

@@ -23,6 +23,25 @@ def test_moving_batches():
     assert moved["b"][1] == 3
 
 
+class Attributes(dict):
+    """A mapping whose keys are attributes too."""
+
+    __getattr__ = dict.__getitem__
+
+
+class MovesItself:
+    def to(self, device):
+        self.device = device
+
+
+def test_moving_batches_of_other_kinds():
+    batch = Attributes(x=torch.ones(1), inner=MovesItself())
+    moved = to_device(batch, torch.device("meta"))
+    assert moved.x.device.type == "meta"
+    assert moved.inner.device.type == "meta"
+    assert batch.x.device.type == "cpu"
+
+
 @pytest.mark.parametrize(
     ("first", "second", "same"),
     [
@@ -42,6 +61,8 @@ def test_moving_batches():
         (np.float32(1), np.float32(2), False),
         (Image.new("RGB", (2, 2)), Image.new("RGB", (2, 2), "red"), False),
         (Image.new("L", (2, 2)), Image.new("L", (2, 2)), True),
+        (np.array(["a", [1]], dtype=object), np.array(["a", [1]], dtype=object), True),
+        (np.array(["a", [1]], dtype=object), np.array(["a", [2]], dtype=object), False),
         (object(), object(), True),  # not judged
     ],
 )
@@ -167,7 +188,7 @@ def test_outputs_per_token_are_refused_at_once(shape):
     ("batch", "expected"),
     [
         ((X, Y), Y),
-        ((X, Y, torch.arange(4)), Y),
+        ((X, Y, torch.arange(4)), None),
         ({"image": X, "label": Y}, Y),
         ({"image": X, "target": Y[:, None]}, Y),
         ((X, Y.float()), None),

@@ -261,6 +261,15 @@ def test_measurements_in_a_file_of_their_own(model, few_digits, tmp_path):
         redrawing(few_digits, model, 8, start=3, state=state, scores_dir=folder)
 
 
+def test_a_folder_that_cannot_be_written_to(model, few_digits, tmp_path):
+    (tmp_path / "file").touch()
+    options = {"on_error": "continue", "scores_dir": tmp_path / "file"}
+    with pytest.warns(UserWarning, match="PRUNING FAILED after epoch 0.*Error"):
+        _, (_, state) = redrawing(few_digits, model, 3, **options)
+    assert state["redraws"]["file"] is None
+    redrawing(few_digits, model, 5, start=3, state=(state["sampler"], state), **options)
+
+
 def test_redraws_between_measurements(model, few_digits, caplog):
     caplog.set_level(logging.INFO, "prunesampler")
     passes = []

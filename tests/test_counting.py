@@ -63,9 +63,9 @@ def test_epochs_without_a_call(few_digits, model):
 
 def test_a_callback_that_nobody_calls(few_digits):
     sampler, callback = make(few_digits)
-    for _ in range(2):
+    for _ in range(3):
         list(sampler)
-    with pytest.warns(UserWarning, match="2 passes .* nobody has called the PruningCallback"):
+    with pytest.warns(UserWarning, match="3 passes .* nobody has called the PruningCallback"):
         list(sampler)
     list(sampler)  # said once
     del callback
@@ -85,6 +85,24 @@ def test_a_loop_that_breaks_early_gets_another_order_in_every_epoch(few_digits, 
     assert len({index for order in orders[:4] for index in order}) > 100
     for epoch, order in enumerate(orders[4:], 4):
         assert order == sampler.indices(epoch)[:40]
+
+
+def test_another_run_on_a_sampler_that_is_restricted_already(few_digits, model):
+    sampler, callback = make(few_digits, warmup_epochs=1)
+    callback.on_epoch_end(0, model)
+    with pytest.warns(UserWarning, match=r"restricted to 120 of 200 .* sampler.restart\(\) first"):
+        make(few_digits, sampler=sampler)
+    sampler.restart()
+    make(few_digits, sampler=sampler)
+
+
+def test_passes_that_train_nothing(few_digits, model):
+    sampler, callback = make(few_digits)
+    list(sampler)  # statistics of the data
+    for epoch in range(5):
+        list(sampler)
+        callback.on_epoch_end(epoch, model)
+        list(sampler)  # accuracy on the training set
 
 
 def test_an_epoch_that_is_set_stays(few_digits, model):

@@ -179,3 +179,14 @@ def test_device_of_a_model(model):
 def test_models_in_the_wrong_place(model, message):
     with pytest.raises(ValueError, match=message):
         model_device(model)
+
+
+def test_scripted_parts_and_lazy_ones(few_digits):
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16)))
+    model = nn.Sequential(scripted, nn.Linear(16, 10)).train()
+    with untouched(model, lambda tensor: None):
+        assert not model[1].training
+        model(few_digits[:4][0])
+    assert all(module.training for module in model.modules())
+    with pytest.raises(ValueError, match="parameter 0.weight has no shape yet; run a batch"):
+        model_device(nn.Sequential(nn.LazyLinear(3)))

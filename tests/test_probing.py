@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hostile import Views
 from timm.data.loader import MultiEpochsDataLoader, PrefetchLoader
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import BatchSampler, DataLoader, Dataset, TensorDataset, default_collate
 from torchvision.transforms import v2
 
 from prunesampler import (
@@ -45,6 +45,40 @@ def masked(items):
     """Random masking, as language models are trained with."""
     x, y = default_collate(items)
     return x * (torch.rand_like(x) > 0.15), y
+
+
+def popping(items):
+    """Takes its items apart, as is done with rows of Hugging Face."""
+    labels = torch.tensor([item.pop("class") for item in items])
+    return torch.stack([item.pop("image") for item in items]), labels
+
+
+def test_a_collate_function_that_takes_items_apart(few_digits, model):
+    rows = [{"image": x, "class": int(y)} for x, y in few_digits]
+    copies = Copies(rows)
+    assert len(pruner(copies, collate_fn=popping).select(model).pruned) == 80
+
+
+class Copies(Dataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return dict(self.rows[index])
+
+
+def test_classes_are_not_guessed_from_something_else(few_digits, model):
+    x, y = few_digits.tensors
+    third = lambda m, b: F.cross_entropy(m(b[0]), b[2], reduction="none")  # noqa: E731
+    domains = TensorDataset(x, torch.zeros(200, dtype=torch.int64), y)
+    budget = Budget(fraction=0.4, min_per_class=0)
+    assert len(pruner(domains, losses=third, budget=budget).select(model).pruned) == 80
+    one = TensorDataset(x, torch.zeros(200, dtype=torch.int64))
+    other = lambda m, b: F.cross_entropy(m(b[0]), y[:1].expand(len(b[0])), reduction="none")  # noqa: E731
+    assert len(pruner(one, losses=other, budget=budget).select(model).pruned) == 80
 
 
 @pytest.mark.parametrize("collate", [mixed, masked])
@@ -179,6 +213,9 @@ def test_a_last_batch_of_one_sample_is_found_before_training(few_digits, model):
         pruner(few_digits).check(model, loader=small)
     with pytest.warns(UserWarning, match="the 120 kept samples are fewer than a batch of 128"):
         pruner(few_digits).check(model, loader=DataLoader(few_digits, 128, sampler=sampler))
+    batches = DataLoader(few_digits, batch_sampler=BatchSampler(sampler, 128, drop_last=True))
+    with pytest.raises(ValueError, match="every pruned epoch would be empty"):
+        pruner(few_digits).check(model, loader=batches)
     without = nn.Sequential(nn.Linear(64, 10))
     pruner(few_digits).check(without, loader=loader)
     with pytest.warns(UserWarning, match="the loader iterates a RandomSampler, not an Influence"):

@@ -1,17 +1,18 @@
 import copy
+import random
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from hostile import Lazy, OwnRandom, Shards, Views, WorkersOnly
+from hostile import Flags, Lazy, OwnRandom, Shards, Views, WorkersOnly
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, default_collate
 
 from prunesampler import Budget, InfluencePrunedSampler, InfluencePruner, PruningCallback, anneal
-from prunesampler.reading import Grid, Reading, some_of, spread, undisturbed
+from prunesampler.reading import Grid, Reading, spread, undisturbed
 
 quick = partial(anneal, moves=1_000)
 pytestmark = pytest.mark.filterwarnings("ignore:.*a random set")
@@ -20,20 +21,20 @@ DATA = TensorDataset(torch.arange(20))
 
 @given(st.integers(1, 50), st.integers(1, 9), st.integers(1, 5))
 def test_ranks_take_whole_batches_of_one_grid(n, batch_size, ranks):
-    grids = [Grid(n, batch_size, rank, ranks) for rank in range(ranks)]
-    alone = list(Grid(n, batch_size))
+    grids = [Grid(range(n), batch_size, rank, ranks) for rank in range(ranks)]
+    alone = list(Grid(range(n), batch_size))
     batches = sorted(batch for grid in grids for batch in grid)
     assert batches == alone
     assert [i for batch in alone for i in batch] == list(range(n))
     for grid in grids:
         assert len(list(grid)) == len(grid)
-        assert grid.indices().tolist() == [i for batch in grid for i in batch]
+        assert grid.places().tolist() == [i for batch in grid for i in batch]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_measuring_reads_in_order_and_draws_no_global_random_numbers(workers):
     state = torch.get_rng_state()
-    with Reading(num_workers=workers).batches(DATA, Grid(20, 6, 1, 2)) as batches:
+    with Reading(num_workers=workers).batches(DATA, Grid(range(20), 6, 1, 2)) as batches:
         assert torch.cat([b[0] for b in batches]).tolist() == [*range(6, 12), *range(18, 20)]
     items = Reading(num_workers=workers).items(DATA, [3, 3, 19])
     assert [int(item[0]) for item in items] == [3, 3, 19]
@@ -49,8 +50,8 @@ def test_spread_indices_are_within_the_dataset(size, count):
     assert len(places) == min(size, count)
 
 
-def test_some_of_a_set_too_large_for_float32():
-    assert some_of(range(20_000_000), 256).indices[-1] == 19_999_999
+def test_spread_over_a_set_too_large_for_float32():
+    assert spread(20_000_000, 256)[-1] == 19_999_999
 
 
 def test_settings_of_a_loader():
@@ -94,6 +95,80 @@ def test_no_file_is_shared_with_the_workers_of_training(kind, workers, file):
         callback.on_epoch_end(epoch, model)
         assert train.file is None
         assert not getattr(train, "files", None)
+
+
+def test_flags_beside_files_are_put_back_with_them(file):
+    path, rows = file
+    data = Flags(path, 64, 120)
+    with undisturbed(data):
+        assert torch.equal(data[7][0], rows[7])
+        assert data.opened == [False, True]
+    assert data.opened == [False, False]
+    assert data.files == [None, None]
+    assert data.store.row is None
+    assert not data.seen
+    assert torch.equal(data[7][0], rows[7])
+
+
+def test_many_parts_that_open_files(file):
+    path, _ = file
+    whole = ConcatDataset([Lazy(path, 64, 1) for _ in range(100)])
+    with undisturbed(whole):
+        assert len([whole[index] for index in range(100)]) == 100
+    assert not any(part.opened for part in whole.datasets)
+
+
+class Slots:
+    __slots__ = ("bits", "missing")
+
+    def __init__(self):
+        self.bits = np.random.PCG64(3)
+
+    def __getattr__(self, name):
+        return getattr(self, name)  # recurses
+
+
+def test_odd_parts_of_datasets(file):
+    data = Views(torch.randn(5, 2), torch.arange(5))
+    data.slots, data.system = Slots(), random.SystemRandom()
+    data.itself = data
+    before = data.slots.bits.state
+    with undisturbed(data):
+        data.slots.bits.random_raw()
+    assert data.slots.bits.state == before
+
+
+def configure(worker):
+    """As torch's documentation sets up the workers' copies of a dataset."""
+    del worker
+    torch.utils.data.get_worker_info().dataset.scale = 1.0
+
+
+class Configured(Views):
+    scale = None
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x * self.scale, y
+
+
+def test_workers_that_configure_the_dataset(few_digits, model):
+    data = Configured(*few_digits.tensors)
+    loader = DataLoader(data, 16, num_workers=1, worker_init_fn=configure)
+    pruner = InfluencePruner(
+        data, budget=Budget(fraction=0.4), solver=quick, progress=False, like=loader
+    )
+    pruner.check(model)
+    assert len(pruner.select(model).pruned) == 80
+
+
+def test_loaders_that_do_not_batch(few_digits, model):
+    loader = DataLoader(few_digits, batch_size=None)
+    pruner = InfluencePruner(
+        few_digits, budget=Budget(fraction=0.4), solver=quick, progress=False, like=loader
+    )
+    assert pruner.reading.collate_fn is default_collate
+    assert len(pruner.select(model).pruned) == 80
 
 
 def losses(scored, epochs=3):
