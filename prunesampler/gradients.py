@@ -239,7 +239,13 @@ def _differentiate(values: Tensor, tap: _Tap) -> tuple[Derivatives, Tensor | Non
     weights = None
     if leaf.shape[1] > 1:
         weights = shares_in(by_position.detach(), tap.tolerance)
-    rows = [gradient(delta[:, c].sum(), leaf).sum(1) for c in range(leaf.shape[2])]
+    try:
+        rows = [gradient(delta[:, c].sum(), leaf).sum(1) for c in range(leaf.shape[2])]
+    except RuntimeError as error:
+        raise ValueError(
+            f"losses= cannot be differentiated twice by the output of layer {tap.name!r} ({error}); "
+            "write the loss with other operations, or use a closed form of prunesampler.losses"
+        ) from error
     hessian = torch.stack(rows, dim=1)
     hessian = (hessian + hessian.transpose(1, 2)) / 2
     if leaf.shape[1] > 1 and (

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from prunesampler import Budget, InfluencePrunedSampler, InfluencePruner, PruningCallback, anneal
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*a random set")
+pytestmark = pytest.mark.filterwarnings("ignore:.*no better chosen than at random")
 
 
 def make(data, *, sampler=None, **options):

@@ -96,7 +96,7 @@ def test_outputs_of_one_number_per_sample():
     [
         (torch.full((12,), 5), r"labels \[5\] are out of range.*5 outputs"),
         (torch.full((12,), -100), r"labels \[-100\] are out of range"),
-        (torch.rand(12), r"got torch.float32 of shape \(12,\); for regression.*SquaredError"),
+        (torch.rand(12), r"got torch.float32 of shape \(12,\); .*for regression.*SquaredError"),
         (torch.rand(12, 1), r"got torch.float32 of shape \(12, 1\)"),
         (torch.zeros(12, 1, dtype=torch.int64), r"integers of shape \(12,\).*\(12, 1\)"),
     ],

@@ -21,7 +21,7 @@ from prunesampler import (
 )
 
 quick = partial(anneal, moves=1_000)
-pytestmark = pytest.mark.filterwarnings("ignore:.*a random set")
+pytestmark = pytest.mark.filterwarnings("ignore:.*no better chosen than at random")
 
 
 def pruner(data, **options):

@@ -15,7 +15,7 @@ from prunesampler import Budget, InfluencePrunedSampler, InfluencePruner, Prunin
 from prunesampler.reading import Grid, Reading, spread, undisturbed
 
 quick = partial(anneal, moves=1_000)
-pytestmark = pytest.mark.filterwarnings("ignore:.*a random set")
+pytestmark = pytest.mark.filterwarnings("ignore:.*no better chosen than at random")
 DATA = TensorDataset(torch.arange(20))
 
 
