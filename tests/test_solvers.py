@@ -40,13 +40,14 @@ def random_problem(seed, most=16):
     return Influence.from_vectors(vectors), Budget(count=size)
 
 
-def test_annealing_finds_the_optimum():
+@pytest.mark.parametrize("hundred", range(5))  # apart, for machines on which all take minutes
+def test_annealing_finds_the_optimum(hundred):
     excess = []
-    for seed in range(500):
+    for seed in range(100 * hundred, 100 * hundred + 100):
         influence, budget = random_problem(seed, most=20)
         best = exhaustive(influence, budget).norm
         excess.append(anneal(influence, budget, seed=seed, moves=200_000).norm / best - 1)
-    assert sum(x < 1e-6 for x in excess) >= 490
+    assert sum(x < 1e-6 for x in excess) >= 98
 
 
 def test_annealing_with_a_cost_finds_the_optimum():
