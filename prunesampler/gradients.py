@@ -12,8 +12,6 @@ one is picked, or a 1 x 1 convolution whose outputs are pooled. Where the loss s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,16 +20,11 @@ from torch import Tensor, nn
 
 from prunesampler.batches import classes_in
 from prunesampler.heads import (
-    CONVOLUTIONS,
     PER_TOKEN,
     ROUNDING,
     Losses,
-    as_rows,
     check_unreduced,
-    computes_linear,
     find_layer,
-    first_argument,
-    linear_output,
 )
 from prunesampler.losses import ClosedFormLoss, CrossEntropy, Derivatives
 from prunesampler.positions import (
@@ -43,13 +36,12 @@ from prunesampler.positions import (
     weights_in,
 )
 from prunesampler.samples import DenseHessian, SampleGradients
+from prunesampler.taps import ALIGNED, Tap, attached
 
 MAX_DENSE_OUTPUTS = 128
 """Widest layer whose per-sample Hessians, C * C numbers each, are taken by automatic differentiation."""
 CHECKED = 1e-2
 """Largest relative difference from what autograd finds, in full precision."""
-ALIGNED = 1e-3
-"""Largest relative difference, in full precision, between what lines up and what is computed."""
 
 
 class GradientSource(Protocol):
@@ -57,93 +49,6 @@ class GradientSource(Protocol):
 
     def __call__(self, model: nn.Module, batch: Any) -> SampleGradients:
         """Gradients of every sample in the batch, in its order."""
-
-
-@dataclass
-class _Tap:
-    """A hook that keeps a layer's input, and makes its output a leaf from which autograd runs on.
-
-    Attributes:
-        inputs: shape (b, P, D), without the one for the bias.
-        outputs: the leaf, shape (b, P, C), in full precision.
-        given: what the rest of the network goes on with.
-        bias: whether the layer has one.
-        rounded: whether the rest of the network computes in sixteen bits.
-    """
-
-    name: str
-    inputs: Tensor | None = None
-    outputs: Tensor | None = None
-    given: Tensor | None = None
-    bias: bool = True
-    rounded: bool = False
-
-    def __call__(
-        self, layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any
-    ) -> Tensor:
-        if self.inputs is not None:
-            raise ValueError(
-                f"layer {self.name!r} runs more than once in a forward pass, so its gradient is not "
-                "rank one; choose another with head=, or pass gradients="
-            )
-        inputs = first_argument(args, named)
-        if not computes_linear(layer, inputs, output):
-            raise ValueError(
-                f"layer {self.name!r} ({type(layer).__name__}) does not return its weight times its "
-                "input plus its bias for inputs of shape (batch, ..., features) (another hook or a "
-                "wrapper changes it, or it has a form of its own), so its gradient has another form; "
-                "choose another with head=, or pass gradients="
-            )
-        # The layer runs again in full precision: under autocast its output would be rounded to
-        # eight bits, and gradients of easy samples are differences of such numbers.
-        with torch.autocast(inputs.device.type, enabled=False):
-            wide = torch.promote_types(inputs.dtype, torch.float32)
-            self.inputs = as_rows(inputs.detach(), layer).to(wide, copy=True)
-            outputs = linear_output(layer, self.inputs)
-        self.bias = getattr(layer, "bias", None) is not None
-        self.outputs = outputs.requires_grad_()
-        torch.set_grad_enabled(True)  # ends with the no_grad around the whole pass
-        shaped = outputs.transpose(1, 2) if isinstance(layer, CONVOLUTIONS) else outputs
-        mixed = torch.is_autocast_enabled(inputs.device.type)  # then the next layer takes any
-        self.rounded = mixed or output.element_size() <= 2
-        self.given = shaped.reshape(output.shape).to(wide if mixed else output.dtype)
-        return self.given.clone()  # an activation behind it may work in place
-
-    @property
-    def leaf(self) -> Tensor:
-        """The layer's outputs.
-
-        Raises:
-            ValueError: when it did not run.
-        """
-        if self.outputs is None:
-            raise ValueError(
-                f"layer {self.name!r} did not run in the forward pass; choose another with head="
-            )
-        return self.outputs
-
-    @property
-    def tolerance(self) -> float:
-        """What counts as lining up, in the precision that the network goes on with."""
-        return ROUNDING if self.rounded else ALIGNED
-
-    def saw(self, outputs: Tensor) -> bool:
-        """Whether the model's output is the layer's output at one position and nothing more."""
-        if self.given is None or self.outputs is None or self.outputs.shape[1] != 1:
-            return False
-        if len(outputs) != len(self.given) or outputs.numel() != self.given.numel():
-            return False
-        return torch.equal(outputs.reshape(self.given.shape).to(self.given), self.given)
-
-
-@contextmanager
-def _attached(layer: nn.Module, tap: _Tap) -> Iterator[_Tap]:
-    handle = layer.register_forward_hook(tap, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            yield tap
-    finally:
-        handle.remove()
 
 
 @dataclass(frozen=True)
@@ -175,8 +80,8 @@ class HeadGradients:
                 sample.
         """
         name, layer = find_layer(model, self.head)
-        tap = _Tap(name)
-        with _attached(layer, tap):
+        tap = Tap(name)
+        with attached(layer, tap):
             if not isinstance(self.losses, ClosedFormLoss):
                 derivatives, weights = _differentiate(self.losses(model, batch), tap)
                 labels = classes_in(batch, *derivatives.delta.shape)
@@ -198,7 +103,7 @@ class HeadGradients:
         )
 
 
-def _summed_inputs(tap: _Tap, weights: Tensor | None) -> Tensor:
+def _summed_inputs(tap: Tap, weights: Tensor | None) -> Tensor:
     """The layer's inputs with the one for the bias, summed over positions, shape (b, D)."""
     assert tap.inputs is not None
     ones = tap.inputs.new_ones(*tap.inputs.shape[:2], 1)
@@ -206,7 +111,7 @@ def _summed_inputs(tap: _Tap, weights: Tensor | None) -> Tensor:
     return inputs[:, 0] if weights is None else summed(inputs, weights)
 
 
-def _position_weights(outputs: Tensor, tap: _Tap) -> tuple[Tensor, Tensor | None] | None:
+def _position_weights(outputs: Tensor, tap: Tap) -> tuple[Tensor, Tensor | None] | None:
     """Weights w with which the model's output is the sum over positions of the layer's outputs.
 
     Returns:
@@ -223,7 +128,7 @@ def _position_weights(outputs: Tensor, tap: _Tap) -> tuple[Tensor, Tensor | None
     return None if weights is None else (summed(leaf.detach(), weights), weights)
 
 
-def _differentiate(values: Tensor, tap: _Tap) -> tuple[Derivatives, Tensor | None]:
+def _differentiate(values: Tensor, tap: Tap) -> tuple[Derivatives, Tensor | None]:
     """Gradient and Hessian of the losses by the layer's output, by automatic differentiation.
 
     Returns:
@@ -262,7 +167,7 @@ def _differentiate(values: Tensor, tap: _Tap) -> tuple[Derivatives, Tensor | Non
     return kept, weights
 
 
-def _check_values(values: Tensor, tap: _Tap) -> None:
+def _check_values(values: Tensor, tap: Tap) -> None:
     """Check that there is one loss per sample, each of that sample's outputs alone."""
     rows, _, width = tap.leaf.shape
     if isinstance(values, Tensor) and values.dim() == 1 and len(values) != rows:

@@ -9,7 +9,7 @@ import prunesampler
 ROWS = [
     {"batches", "budget", "checks", "conjugate", "epoch_iterator", "files", "heads", "isolation"},
     {"kernels", "meeting", "positions", "rows", "verdict"},
-    {"constraints", "distributed", "factors", "influence", "orders", "reading", "samples"},
+    {"constraints", "distributed", "factors", "influence", "orders", "reading", "samples", "taps"},
     {"schedule", "selection"},
     {"curvature", "frontier", "losses", "probing", "problem", "report", "sampler", "scores"},
     {"certificate", "costs", "counting", "gradients", "guarantee", "loaders", "plan", "rotation"},
