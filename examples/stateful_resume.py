@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from prunesampler import Budget, InfluencePrunedSampler, InfluencePruner, PruningCallback
-from prunesampler.files import write_atomically
+from prunesampler.base.files import write_atomically
 
 EPOCHS, BATCH = 8, 64
 

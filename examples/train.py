@@ -37,7 +37,7 @@ from prunesampler import (
     InfluencePruner,
     PruningCallback,
 )
-from prunesampler.files import write_atomically
+from prunesampler.base.files import write_atomically
 
 METHODS = {
     "all": "all data",

@@ -1,20 +1,20 @@
 """Train on less data: prune the samples whose removal would move the trained parameters least."""
 
-from prunesampler.annealing import anneal
-from prunesampler.budget import Budget
-from prunesampler.callback import PruningCallback
-from prunesampler.constraints import Constraints
-from prunesampler.curvature import ExactCurvature, IdentityCurvature, KroneckerCurvature
-from prunesampler.exchange import exchange
-from prunesampler.frontier import Frontier
-from prunesampler.gradients import HeadGradients
-from prunesampler.influence import Influence, loss_distance, parameter_distance
-from prunesampler.loaders import replace_sampler
-from prunesampler.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
+from prunesampler.influence.curvature import ExactCurvature, IdentityCurvature, KroneckerCurvature
+from prunesampler.influence.influence import Influence, loss_distance, parameter_distance
+from prunesampler.measure.gradients import HeadGradients
+from prunesampler.measure.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
 from prunesampler.pruner import InfluencePruner
-from prunesampler.sampler import InfluencePrunedSampler
-from prunesampler.selection import Selection
-from prunesampler.solvers import cheapest, exhaustive
+from prunesampler.sampling.loaders import replace_sampler
+from prunesampler.sampling.sampler import InfluencePrunedSampler
+from prunesampler.select.frontier import Frontier
+from prunesampler.select.selection import Selection
+from prunesampler.solve.annealing import anneal
+from prunesampler.solve.budget import Budget
+from prunesampler.solve.constraints import Constraints
+from prunesampler.solve.exchange import exchange
+from prunesampler.solve.solvers import cheapest, exhaustive
+from prunesampler.train.callback import PruningCallback
 
 __all__ = [
     "BinaryCrossEntropy",

@@ -13,9 +13,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from prunesampler.influence import loss_distance
-from prunesampler.samples import SoftmaxHessian
-from prunesampler.scores import Scores
+from prunesampler.influence.influence import loss_distance
+from prunesampler.influence.measurements import SoftmaxHessian
+from prunesampler.influence.scores import Scores
 
 Cost = Callable[[Scores], Tensor]
 """From scores to the cost of pruning each sample, shape (n,)."""

@@ -11,29 +11,30 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from prunesampler.annealing import anneal
-from prunesampler.arguments import check_objects
-from prunesampler.budget import Budget
-from prunesampler.checks import checked_cost, checked_labels, checked_seed, dataset_size, warn
-from prunesampler.choosing import choose_together
-from prunesampler.constraints import Constraints
+from prunesampler.base.checks import checked_cost, checked_labels, checked_seed, dataset_size, warn
+from prunesampler.base.processes import Group, LocalGroup, current_group, together
+from prunesampler.base.progress import advance, progress_bar
 from prunesampler.costs import Cost, validation_loss
-from prunesampler.curvature import Curvature, ExactCurvature
-from prunesampler.distributed import Group, LocalGroup, current_group, together
-from prunesampler.frontier import Frontier
-from prunesampler.gradients import GradientSource
-from prunesampler.heads import Losses
-from prunesampler.influence import Metric, parameter_distance
-from prunesampler.isolation import unwrap
-from prunesampler.losses import ClosedFormLoss, CrossEntropy
-from prunesampler.measuring import Measurer, advance, progress_bar
-from prunesampler.probing import check_collate, explained, probe
-from prunesampler.reading import Reading
-from prunesampler.scores import Scores, read_layer, read_measurements
-from prunesampler.selection import Selection
-from prunesampler.selector import Selector
-from prunesampler.solvers import Solver
-from prunesampler.watch import check_batches
+from prunesampler.influence.curvature import Curvature, ExactCurvature
+from prunesampler.influence.influence import Metric, parameter_distance
+from prunesampler.influence.scores import Scores, read_layer, read_measurements
+from prunesampler.measure.gradients import GradientSource
+from prunesampler.measure.heads import Losses
+from prunesampler.measure.isolation import unwrap
+from prunesampler.measure.losses import ClosedFormLoss, CrossEntropy
+from prunesampler.measure.measurer import Measurer
+from prunesampler.measure.probing import check_collate, explained, probe
+from prunesampler.measure.reading import Reading
+from prunesampler.sampling.loaders import check_batches
+from prunesampler.select.arguments import check_objects
+from prunesampler.select.choosing import choose_together
+from prunesampler.select.frontier import Frontier
+from prunesampler.select.selection import Selection
+from prunesampler.select.selector import Selector
+from prunesampler.solve.annealing import anneal
+from prunesampler.solve.budget import Budget
+from prunesampler.solve.constraints import Constraints
+from prunesampler.solve.solvers import Solver
 
 
 class InfluencePruner:
@@ -60,7 +61,7 @@ class InfluencePruner:
             With any, this process does not touch the dataset.
         progress: show progress bars.
         seed: of the solver.
-        center: subtract the mean gradient (see `prunesampler.influence`).
+        center: subtract the mean gradient (see `prunesampler.influence.influence`).
         collate_fn: puts samples together, the same way each time; default: that of ``like``, else
             torch's.
         like: a loader to read as: its batch size, workers, collate function and pinned memory.

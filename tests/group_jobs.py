@@ -17,8 +17,8 @@ from job_runner import FOLDER, RANK, WORLD, main
 from jobs import data, failure, network, pruner, quick
 from torch import nn
 
-from prunesampler.distributed import current_group
-from prunesampler.isolation import untouched
+from prunesampler.base.processes import current_group
+from prunesampler.measure.isolation import untouched
 
 
 def gathered():
@@ -34,7 +34,7 @@ def gathered():
         torch.complex64,
     ):  # fmt: skip
         for whole in ((4 * numbers).to(dtype), (4 * numbers[:, 0, 0]).to(dtype), numbers[:, :0]):
-            with patch("prunesampler.distributed.PIECE", 50):
+            with patch("prunesampler.base.processes.PIECE", 50):
                 together = group.gather(whole[places[RANK]], places)
             here = together is not None and torch.equal(together, whole)
             found[f"{dtype} {tuple(whole.shape)}"] = here if RANK == 0 else together is None

@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from prunesampler import Budget, InfluencePrunedSampler, PruningCallback, anneal
-from prunesampler.files import write_atomically
-from prunesampler.influence import Influence
+from prunesampler.base.files import write_atomically
+from prunesampler.influence.influence import Influence
 from prunesampler.integrations.lightning import PruningCallback as LightningPruningCallback
 
 EPOCHS, BATCH, SIZE = 6, 24, 144

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 from prunesampler import BinaryCrossEntropy, CrossEntropy, SquaredError
-from prunesampler.batches import classes_in, outline, run_batch, same_item, to_device
+from prunesampler.measure.batches import classes_in, outline, run_batch, same_item, to_device
 
 X, Y = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
 MODEL = nn.Linear(3, 3)

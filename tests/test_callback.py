@@ -14,7 +14,7 @@ from prunesampler import (
     anneal,
     replace_sampler,
 )
-from prunesampler.files import pack_state
+from prunesampler.base.files import pack_state
 
 quick = partial(anneal, moves=5_000)
 

@@ -26,18 +26,18 @@ from prunesampler import (
     loss_distance,
     parameter_distance,
 )
-from prunesampler.certificate import (
+from prunesampler.base.indices import complement
+from prunesampler.influence.certificate import (
     curvature_share,
     loss_bound,
     newton_shift,
     random_newton_shift,
     random_shift,
 )
-from prunesampler.guarantee import Solution
-from prunesampler.rows import CHUNK
-from prunesampler.scores import read_layer, read_measurements
-from prunesampler.selection import complement
-from prunesampler.selector import Selector
+from prunesampler.influence.rows import CHUNK
+from prunesampler.influence.scores import read_layer, read_measurements
+from prunesampler.select.selector import Selector
+from prunesampler.solve.epsilon import Solution
 
 # Random sets, and forced ones, are what is certified here: they are no better than random.
 pytestmark = pytest.mark.filterwarnings("ignore:.*no better chosen than at random")

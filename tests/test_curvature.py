@@ -16,11 +16,16 @@ from prunesampler import (
     KroneckerCurvature,
     SquaredError,
 )
-from prunesampler.conjugate import conjugate_gradients
-from prunesampler.curvature import Curvature
-from prunesampler.influence import IdentityFactor
-from prunesampler.rows import CHUNK
-from prunesampler.samples import DenseHessian, DiagonalHessian, SampleGradients, SoftmaxHessian
+from prunesampler.influence.conjugate import conjugate_gradients
+from prunesampler.influence.curvature import Curvature
+from prunesampler.influence.influence import IdentityFactor
+from prunesampler.influence.measurements import (
+    DenseHessian,
+    DiagonalHessian,
+    SampleGradients,
+    SoftmaxHessian,
+)
+from prunesampler.influence.rows import CHUNK
 
 
 def samples(loss, targets, classes=3, features=4, n=40):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import Jobs
 
-from prunesampler.distributed import LocalGroup, current_group
+from prunesampler.base.processes import LocalGroup, current_group
 
 ALONE = ["select", "select_after_uneven_buffers", "more_ranks_than_batches", "bitwise", "trial"]
 SEVERAL = [

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunesampler import BinaryCrossEntropy, CrossEntropy, HeadGradients, SquaredError
-from prunesampler.heads import find_head
-from prunesampler.samples import DenseHessian, SoftmaxHessian
+from prunesampler.influence.measurements import DenseHessian, SoftmaxHessian
+from prunesampler.measure.heads import find_head
 
 LOSS = CrossEntropy()
 

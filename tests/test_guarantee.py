@@ -21,7 +21,7 @@ from prunesampler import (
     parameter_distance,
     rows,
 )
-from prunesampler.guarantee import TooFew, largest_curved
+from prunesampler.solve.epsilon import TooFew, largest_curved
 
 quick = [partial(anneal, moves=20_000), partial(exchange, moves=20_000)]
 METRICS = [parameter_distance, loss_distance]

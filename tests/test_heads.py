@@ -18,9 +18,9 @@ from prunesampler import (
     SquaredError,
     anneal,
 )
-from prunesampler.gradients import HeadGradients
-from prunesampler.heads import find_head
-from prunesampler.samples import SoftmaxHessian
+from prunesampler.influence.measurements import SoftmaxHessian
+from prunesampler.measure.gradients import HeadGradients
+from prunesampler.measure.heads import find_head
 
 PER_TOKEN = "one loss per sequence is not supported yet; per token neither"
 torch.manual_seed(0)

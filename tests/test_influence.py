@@ -11,9 +11,9 @@ from prunesampler import (
     loss_distance,
     parameter_distance,
 )
-from prunesampler.influence import IdentityFactor, Influence
-from prunesampler.rows import CHUNK, DENSE_BYTES, RankOne, matrices_at_a_time
-from prunesampler.samples import SampleGradients
+from prunesampler.influence.influence import IdentityFactor, Influence
+from prunesampler.influence.measurements import SampleGradients
+from prunesampler.influence.rows import CHUNK, DENSE_BYTES, RankOne, matrices_at_a_time
 
 
 def random_rows(n: int, k: int, d: int, seed: int = 0) -> RankOne:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunesampler.isolation import (
+from prunesampler.measure.isolation import (
     fingerprint,
     model_device,
     preserved_random_state,
@@ -142,7 +142,7 @@ def test_a_fingerprint_sees_every_bit_and_every_place(dtype):
 
 def test_a_fingerprint_leaves_the_parameters_where_they_are(model):
     whole = fingerprint(model)
-    with patch("prunesampler.isolation.CHUNK", 50):
+    with patch("prunesampler.measure.isolation.CHUNK", 50):
         assert fingerprint(model) == whole
     moved = []
     with patch.object(torch.Tensor, "cpu", lambda tensor: moved.append(tensor.numel()) or tensor):

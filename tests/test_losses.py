@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunesampler import BinaryCrossEntropy, CrossEntropy, SquaredError
-from prunesampler.losses import ClosedFormLoss, run_batch
-from prunesampler.samples import helmert
+from prunesampler.influence.measurements import helmert
+from prunesampler.measure.losses import ClosedFormLoss, run_batch
 
 torch.manual_seed(0)
 OUTPUTS = torch.randn(12, 5, dtype=torch.float64)

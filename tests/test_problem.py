@@ -15,9 +15,9 @@ from prunesampler import (
     exchange,
     exhaustive,
 )
-from prunesampler.plan import planned_lengths
-from prunesampler.problem import Problem
-from prunesampler.schedule import Schedule
+from prunesampler.solve.problem import Problem
+from prunesampler.train.epochs import Schedule
+from prunesampler.train.steps import planned_lengths
 
 SOLVERS = [anneal, exchange, exhaustive, cheapest]
 

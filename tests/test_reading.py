@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, default_collate
 
 from prunesampler import Budget, InfluencePrunedSampler, InfluencePruner, PruningCallback, anneal
-from prunesampler.reading import Grid, Reading, spread, undisturbed
+from prunesampler.measure.reading import Grid, Reading, spread, undisturbed
 
 quick = partial(anneal, moves=1_000)
 pytestmark = pytest.mark.filterwarnings("ignore:.*no better chosen than at random")

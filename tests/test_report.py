@@ -12,7 +12,7 @@ from torch import nn
 
 import prunesampler
 from prunesampler import Budget, ExactCurvature, InfluencePruner, Selection
-from prunesampler.report import figures, summary
+from prunesampler.report.text import figures, summary
 
 FACTS = {
     "scoring_seconds": 4.0, "curvature_seconds": 2.0, "solving_seconds": 1.0,
@@ -93,7 +93,7 @@ def test_a_warning_points_into_a_project_whose_name_begins_like_ours(tmp_path):
     script = tmp_path / "prunesampler_project" / "train.py"
     script.parent.mkdir()
     script.write_text(
-        "from prunesampler.checks import warn\n\ndef train():\n    warn('here')\n\ntrain()\n"
+        "from prunesampler.base.checks import warn\n\ndef train():\n    warn('here')\n\ntrain()\n"
     )
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=120,
@@ -103,7 +103,7 @@ def test_a_warning_points_into_a_project_whose_name_begins_like_ours(tmp_path):
 
 
 def test_warnings_of_the_package_itself_point_at_the_caller(recwarn):
-    prunesampler.checks.warn("here")
+    prunesampler.base.checks.warn("here")
     assert recwarn.pop(UserWarning).filename == __file__
 
 

@@ -12,7 +12,7 @@ from prunesampler import (
     InfluencePruner,
     anneal,
 )
-from prunesampler.rotation import older
+from prunesampler.select.rotation import older
 
 
 def setting(n=2000, budget=None, moves=300_000, **options):

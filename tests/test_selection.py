@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from prunesampler import Budget, Selection
-from prunesampler.files import STATE, pack, pack_state, unpack_state, write_atomically
-from prunesampler.selection import complement
+from prunesampler.base.files import STATE, pack, pack_state, unpack_state, write_atomically
+from prunesampler.base.indices import complement
 
 
 def selection(pruned=(1, 4), n=6, **changes):

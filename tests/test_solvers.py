@@ -23,8 +23,8 @@ from prunesampler import (
     exchange,
     exhaustive,
 )
-from prunesampler.problem import Problem
-from prunesampler.search import COLDEST, Search
+from prunesampler.solve.problem import Problem
+from prunesampler.solve.search import COLDEST, Search
 
 quick_anneal = partial(anneal, moves=100_000)
 quick_exchange = partial(exchange, moves=1_500)

@@ -28,7 +28,7 @@ from transformers_jobs import (
 )
 
 from prunesampler import InfluencePrunedSampler
-from prunesampler.files import pack_state, unpack_state
+from prunesampler.base.files import pack_state, unpack_state
 from prunesampler.integrations.transformers import FILE, PruningCallback
 
 EVERYWHERE = ["plan", "resume"]

@@ -12,9 +12,9 @@ from torch.utils.data import BatchSampler, DataLoader, Subset, TensorDataset
 from transformers import get_cosine_schedule_with_warmup
 
 from prunesampler import Budget, InfluencePrunedSampler, InfluencePruner, PruningCallback
-from prunesampler.batches import label_of
-from prunesampler.loaders import batch_size_of, sampler_of
-from prunesampler.watch import schedule_length
+from prunesampler.measure.batches import label_of
+from prunesampler.sampling.loaders import batch_size_of, sampler_of
+from prunesampler.train.watch import schedule_length
 
 
 def optimizer():

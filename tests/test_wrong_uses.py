@@ -28,7 +28,7 @@ from prunesampler import (
     anneal,
     replace_sampler,
 )
-from prunesampler.files import pack_state, unpack_state
+from prunesampler.base.files import pack_state, unpack_state
 from prunesampler.integrations.common import require
 from prunesampler.integrations.lightning import PruningCallback as LightningCallback
 

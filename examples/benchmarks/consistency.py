@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunesampler.scores import Scores
-from prunesampler.selection import complement
+from prunesampler.base.indices import complement
+from prunesampler.influence.scores import Scores
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from consistency_report import figure, tables

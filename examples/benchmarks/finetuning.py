@@ -25,8 +25,8 @@ from rich.table import Table
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from prunesampler.scores import Scores
-from prunesampler.selection import complement
+from prunesampler.base.indices import complement
+from prunesampler.influence.scores import Scores
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import Images

@@ -10,7 +10,7 @@ from torch import Tensor
 from training import Method, Progress
 
 from prunesampler import Budget, anneal, costs, influence
-from prunesampler.selection import complement
+from prunesampler.base.indices import complement
 
 
 class FullEnd:

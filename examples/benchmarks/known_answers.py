@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from prunesampler import Budget, CrossEntropy, ExactCurvature, HeadGradients, InfluencePruner
-from prunesampler.certificate import newton_shift
-from prunesampler.influence import Influence
-from prunesampler.selection import complement
+from prunesampler.base.indices import complement
+from prunesampler.influence.certificate import newton_shift
+from prunesampler.influence.influence import Influence
 
 PENALTY = 0.01
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from prunesampler import Budget, ExactCurvature, IdentityCurvature, InfluencePruner, anneal, costs
-from prunesampler.curvature import Curvature
-from prunesampler.rotation import older
-from prunesampler.scores import Scores
-from prunesampler.solvers import Solver
+from prunesampler.influence.curvature import Curvature
+from prunesampler.influence.scores import Scores
+from prunesampler.select.rotation import older
+from prunesampler.solve.solvers import Solver
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from training import Method, Progress

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prunesampler import Budget, anneal, cheapest, costs
-from prunesampler.scores import Scores
+from prunesampler.influence.scores import Scores
 
 SETS = ("influence", "random", "keep hard", "keep easy")
 

@@ -21,7 +21,7 @@ import torch
 from rich.table import Table
 
 from prunesampler import Selection, anneal, cheapest, costs
-from prunesampler.solvers import Solver
+from prunesampler.solve.solvers import Solver
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import Images

@@ -10,11 +10,11 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from prunesampler.callback import PruningCallback
 from prunesampler.pruner import InfluencePruner
-from prunesampler.sampler import InfluencePrunedSampler
-from prunesampler.schedule import Schedule
-from prunesampler.selection import Selection
+from prunesampler.sampling.sampler import InfluencePrunedSampler
+from prunesampler.select.selection import Selection
+from prunesampler.train.callback import PruningCallback
+from prunesampler.train.epochs import Schedule
 
 
 def require(packages: tuple[str, ...], minimum: str, extra: str) -> None:

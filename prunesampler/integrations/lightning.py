@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from prunesampler.integrations.common import HoldsPruning, require
-from prunesampler.loaders import loaders_in, sampler_of
-from prunesampler.plan import optimiser_steps
+from prunesampler.sampling.loaders import loaders_in, sampler_of
+from prunesampler.train.steps import optimiser_steps
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import default_collate
 
-from prunesampler.files import pack_state, unpack_state, write_atomically
+from prunesampler.base.files import pack_state, unpack_state, write_atomically
 from prunesampler.integrations.common import HoldsPruning, require
-from prunesampler.plan import optimiser_steps
-from prunesampler.sampler import InfluencePrunedSampler
+from prunesampler.sampling.sampler import InfluencePrunedSampler
+from prunesampler.train.steps import optimiser_steps
 
 require(("transformers",), "5.20", "transformers")  # older ones resume in another order
 

@@ -1,0 +1,1 @@
+"""What every room stands on: checks of arguments, files, the processes of a run, progress bars."""

@@ -1,0 +1,99 @@
+"""How the processes of ``torch.distributed`` come together: all of them, and over gloo."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+from datetime import timedelta
+from weakref import ReferenceType, WeakKeyDictionary, ref
+
+import torch
+import torch.distributed as dist
+
+from prunesampler.base.checks import warn
+
+# Ranks come to a call as far apart as their work before it took: rank 0 may have evaluated.
+MEETING_LIMIT = timedelta(minutes=30)
+MEETING_NOTICE = timedelta(minutes=1)
+# Inside a call the others wait for rank 0 to solve, which may take hours and is no fault.
+WORK_LIMIT = timedelta(hours=12)
+
+# Weak on both sides: a group lives until the user calls destroy_process_group, and no longer.
+_gloo_groups: WeakKeyDictionary[dist.ProcessGroup, ReferenceType[dist.ProcessGroup]]
+_gloo_groups = WeakKeyDictionary()
+
+
+def gloo_group(rank: int, size: int) -> dist.ProcessGroup:
+    """A gloo group of all ranks beside the default one, made when all ranks first ask for it.
+
+    Raises:
+        RuntimeError: when gloo is not there or cannot connect, or when some ranks do not ask.
+    """
+    default = dist.group.WORLD
+    assert default is not None
+    made = _gloo_groups.get(default, lambda: None)()
+    if made is not None:
+        return made
+    if not dist.is_gloo_available() or dist.get_backend() == dist.Backend.MPI:
+        raise RuntimeError(
+            "prunesampler talks between processes over gloo, which cannot be had beside the backend "
+            f"{dist.get_backend()!r} of this torch {torch.__version__}; select in one process, save "
+            "the selection, and give it to sampler.restrict on all"
+        )
+    wait_for_all(rank, size, "prunesampler")
+    try:
+        group = dist.new_group(backend="gloo", timeout=WORK_LIMIT)
+    except RuntimeError as error:
+        raise RuntimeError(
+            "the processes cannot connect over gloo, which prunesampler uses beside the training's "
+            "own backend; set GLOO_SOCKET_IFNAME to the network interface between the machines"
+        ) from error
+    assert isinstance(group, dist.ProcessGroup)
+    _gloo_groups[default] = ref(group)
+    atexit.register(_leave, ref(group), os.getpid())
+    return group
+
+
+def _leave(group: ReferenceType[dist.ProcessGroup], process: int) -> None:
+    """Let go of the group, if the user has not: gloo's threads abort an interpreter that ends first."""
+    left = group()
+    if left is not None and dist.is_initialized() and os.getpid() == process:
+        dist.destroy_process_group(left)
+
+
+def wait_for_all(rank: int, size: int, call: str) -> None:
+    """Wait until all ranks have begun as many calls as this one.
+
+    They count in the store in which they found each other: no connection has to be there yet, every
+    rank learns who is missing, and a late one finds nothing changed.
+
+    Raises:
+        RuntimeError: when some do not come in time.
+    """
+    from torch.distributed.distributed_c10d import _get_default_store  # private; so in 2.6 to 2.14
+
+    store, began, noticed, pause = _get_default_store(), time.monotonic(), False, 0.001
+    own, everyone = f"prunesampler/{rank}", "prunesampler/all"
+    number = store.add(own, 1)
+    store.add(everyone, 1)
+    try:
+        while store.add(everyone, 0) < number * size:
+            waited = timedelta(seconds=time.monotonic() - began)
+            if waited > MEETING_LIMIT or (waited > MEETING_NOTICE and not noticed):
+                counts = [store.add(f"prunesampler/{other}", 0) for other in range(size)]
+                missing = [other for other, count in enumerate(counts) if count < number]
+                text = (
+                    f"{call} was called on rank {rank} {waited.total_seconds():.0f} s ago, and not on "
+                    f"ranks {missing}; call it on all processes, not on the main one alone"
+                )
+                if waited > MEETING_LIMIT:
+                    raise RuntimeError(text)
+                warn(f"{text}. It waits for {MEETING_LIMIT.total_seconds():.0f} s")
+                noticed = True
+            time.sleep(pause)
+            pause = min(2 * pause, 0.2)
+    except BaseException:
+        store.add(own, -1)  # as if it had not been called
+        store.add(everyone, -1)
+        raise

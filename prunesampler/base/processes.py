@@ -1,0 +1,263 @@
+"""The few collectives that scoring needs, over ``torch.distributed`` or over nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from prunesampler.base.meeting import gloo_group, wait_for_all
+
+T = TypeVar("T")
+
+PIECE = 2**26  # bytes of a tensor that travel at once
+
+SAME_ARGUMENTS = (
+    "so training would hang or use samples twice; build and load them with the same arguments on "
+    "every rank"
+)
+WAYS_OUT = {
+    "the models": f"{SAME_ARGUMENTS}, or wrap the model in DistributedDataParallel",
+    "the samples of score_dataset": (
+        "so scores would be those of other samples; build it alike on every rank: seed before "
+        "random_split, or before making data"
+    ),
+    "the calls": "so they would wait for each other; make the same calls in the same order on all",
+}
+
+
+class Group(Protocol):
+    """The processes that train together."""
+
+    @property
+    def rank(self) -> int:
+        """Of this process."""
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+
+    def meet(self, call: str) -> None:
+        """Wait for all ranks to begin this call; an error where some do not come."""
+
+    def gather(self, rows: Tensor, places: list[Tensor]) -> Tensor | None:
+        """Collect every rank's rows on rank 0, in their places; None elsewhere.
+
+        Args:
+            rows: of this rank, shape (k, ...); same dtype and shape of a row on all ranks.
+            places: for every rank, where its rows belong, int64, shape (k,); together 0, ..., n - 1.
+
+        Returns:
+            All rows on rank 0, shape (n, ...), on the CPU.
+        """
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Overwrite the tensor with rank 0's."""
+
+    def broadcast_bytes(self, data: bytes | None) -> bytes:
+        """Rank 0's bytes, on every rank."""
+
+    def raise_together(self, error: BaseException | None) -> None:
+        """Raise on every rank if any rank brings an error, so that none waits for another."""
+
+    def check_equal(self, what: str, *data: bytes) -> None:
+        """Raise on every rank unless all bring the same data."""
+
+
+class LocalGroup:
+    """One process."""
+
+    rank = 0
+    size = 1
+
+    def meet(self, call: str) -> None:
+        """Nobody to wait for."""
+
+    def gather(self, rows: Tensor, places: list[Tensor]) -> Tensor | None:
+        """The rows."""
+        del places
+        return rows
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Nothing to do."""
+
+    def broadcast_bytes(self, data: bytes | None) -> bytes:
+        """The bytes."""
+        assert data is not None
+        return data
+
+    def raise_together(self, error: BaseException | None) -> None:
+        """Raise the error, if there is one."""
+        if error is not None:
+            raise error
+
+    def check_equal(self, what: str, *data: bytes) -> None:
+        """Nothing to compare."""
+
+
+class ProcessGroup:
+    """All processes of ``torch.distributed``, which accelerate and torchrun scripts set up.
+
+    Whatever backend they train with, the collectives here run over gloo and on the CPU: what they
+    carry is there already, no device memory is taken, and nothing stands in the way of the
+    training's own. The gloo group is made at the first collective.
+    """
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+
+    def meet(self, call: str) -> None:
+        """Wait for all ranks to begin this call.
+
+        Raises:
+            RuntimeError: when some do not come in time, or begin another call.
+        """
+        wait_for_all(self.rank, self.size, call)
+        self.check_equal("the calls", call.encode())
+
+    def gather(self, rows: Tensor, places: list[Tensor]) -> Tensor | None:
+        """Collect every rank's rows on rank 0; None elsewhere.
+
+        Rank 0 takes memory for them once, and for a piece on its way.
+
+        Raises:
+            RuntimeError: when rank 0 has no room for them.
+        """
+        shape, group = rows.shape[1:], gloo_group(self.rank, self.size)
+
+        def make_room() -> Tensor | None:
+            total = sum(map(len, places))
+            return None if self.rank else rows.new_empty((total, *shape), device="cpu")
+
+        everyone = together(self, make_room)
+        step = max(1, PIECE // max(1, math.prod(shape) * rows.element_size()))
+        if everyone is None:
+            for part in torch.split(rows, step):
+                if part.numel():
+                    dist.send(_flat_bytes(part), 0, group=group)
+            return None
+        everyone[places[0]] = rows.to("cpu")
+        for rank in range(1, self.size):
+            for place in torch.split(places[rank], step):
+                part = rows.new_empty((len(place), *shape), device="cpu")
+                if part.numel():
+                    dist.recv(_flat_bytes(part), rank, group=group)
+                    everyone[place] = part
+        return everyone
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Overwrite the tensor with rank 0's where it differs."""
+        mine = _flat_bytes(tensor)
+        content = torch.empty_like(mine) if self.rank else mine
+        self._send_from(0, content)
+        if not torch.equal(content, mine):
+            tensor.detach().copy_(content.view(tensor.dtype).reshape(tensor.shape))
+
+    def broadcast_bytes(self, data: bytes | None) -> bytes:
+        """Rank 0's bytes, on every rank."""
+        return self._bytes_from(0, data or b"")
+
+    def raise_together(self, error: BaseException | None) -> None:
+        """Raise the error where it is one's own, and what it says elsewhere.
+
+        Raises:
+            RuntimeError: when another rank brings an error.
+        """
+        failed = self._numbers(int(error is not None))
+        if not any(failed):
+            return
+        first = failed.index(1)
+        reason = self._bytes_from(first, f"{type(error).__name__}: {error}".encode())
+        if error is not None:
+            raise error
+        raise RuntimeError(f"rank {first} failed while selecting: {reason.decode()}")
+
+    def check_equal(self, what: str, *data: bytes) -> None:
+        """Compare a hash of the data over all ranks.
+
+        Raises:
+            RuntimeError: when they differ.
+        """
+        digest = hashlib.blake2b(b"\0".join(data), digest_size=7).digest()
+        values = self._numbers(int.from_bytes(digest, "little"))
+        if len(set(values)) > 1:
+            odd = [rank for rank, value in enumerate(values) if value != values[0]]
+            way_out = WAYS_OUT.get(what, SAME_ARGUMENTS)
+            raise RuntimeError(f"{what} differ between rank 0 and ranks {odd}, {way_out}")
+
+    def _numbers(self, mine: int) -> list[int]:
+        """Every rank's number, by rank."""
+        numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(numbers, torch.tensor([mine]), group=gloo_group(self.rank, self.size))
+        return [int(number) for number in numbers]
+
+    def _bytes_from(self, rank: int, data: bytes) -> bytes:
+        """One rank's bytes, on every rank; what the others bring does not matter."""
+        size = torch.tensor([len(data)])
+        self._send_from(rank, size)
+        content = torch.zeros(int(size), dtype=torch.uint8)
+        if self.rank == rank:
+            content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        self._send_from(rank, content)
+        return content.numpy().tobytes()
+
+    def _send_from(self, rank: int, tensor: Tensor) -> None:
+        """Overwrite a tensor on the CPU with one rank's."""
+        if tensor.numel():
+            dist.broadcast(tensor, rank, group=gloo_group(self.rank, self.size))
+
+
+def _flat_bytes(tensor: Tensor) -> Tensor:
+    """What a tensor holds as bytes on the CPU, flat: gloo does not know every dtype.
+
+    Shares memory with a contiguous tensor on the CPU.
+    """
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return plain.view(-1).view(torch.uint8)
+
+
+def current_group() -> Group:
+    """The processes at hand: those of ``torch.distributed`` where there are several, else one."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return ProcessGroup()
+    return LocalGroup()
+
+
+def check_shares(processes: int, num_replicas: int) -> None:
+    """Check that accelerate, and it alone, shares out the samples over the processes at hand.
+
+    Args:
+        processes: of the accelerator.
+        num_replicas: of the sampler.
+
+    Raises:
+        ValueError: when it does not.
+    """
+    if num_replicas > 1:
+        raise ValueError(
+            f"the sampler has num_replicas={num_replicas}, but accelerate shares out the batches "
+            "itself; leave it at 1"
+        )
+    if processes != current_group().size:
+        raise ValueError(
+            f"the accelerator has {processes} processes, torch.distributed {current_group().size}; "
+            "create the Accelerator before the callback"
+        )
+
+
+def together(group: Group, work: Callable[[], T]) -> T:
+    """Do this rank's work; if it fails on any rank, raise on all, so that none waits for another."""
+    result: T | None = None
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as raised:
+        error = raised
+    group.raise_together(error)
+    return result  # type: ignore[return-value]

@@ -1,0 +1,1 @@
+"""From measured samples to their influence on the parameters: tensors in, tensors out."""

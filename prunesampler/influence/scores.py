@@ -1,0 +1,121 @@
+"""What one pass over the data is worth: measurements, and the influence that follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunesampler.base.checks import checked_labels
+from prunesampler.influence.influence import Influence
+from prunesampler.influence.measurements import (
+    DenseHessian,
+    DiagonalHessian,
+    OutputHessian,
+    SampleGradients,
+    SoftmaxHessian,
+)
+
+HESSIANS: dict[str, type[OutputHessian]] = {
+    kind.__name__: kind for kind in (SoftmaxHessian, DiagonalHessian, DenseHessian)
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """All that selecting needs; selections of any size can be taken from it, again and again.
+
+    Args:
+        gradients: measurements of the n samples.
+        influence: of the same samples.
+        labels: class of every sample from 0 on, int64, shape (n,), or None where unknown.
+        validation: mean gradient of the validation samples, shape (K, D), float64, or None.
+        seconds: what measuring and the curvature took, by name.
+        layer: name of the scored layer in the model, or None where it is not known.
+    """
+
+    gradients: SampleGradients
+    influence: Influence
+    labels: Tensor | None
+    validation: Tensor | None
+    seconds: dict[str, float]
+    layer: str | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Measurements as plain tensors; the influence is built anew from them."""
+        held = self.gradients
+        return {
+            "delta": held.delta,
+            "inputs": held.inputs,
+            "losses": held.losses,
+            "labels": held.labels,
+            "hessian": type(held.hessian).__name__,
+            "hessian_tensors": dict(held.hessian.tensors),
+            "validation": self.validation,
+            "layer": self.layer,
+        }
+
+
+def class_labels(labels: Tensor | None, num_samples: int) -> Tensor | None:
+    """Labels as classes from 0 on, int64, shape (n,); numbered anew where they are far apart.
+
+    Raises:
+        ValueError: when there is not one of at least 0 for every sample, or but one class.
+    """
+    if labels is None:
+        return None
+    labels = checked_labels(labels, num_samples)
+    classes, dense = labels.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    if len(classes) == 1:
+        raise ValueError(
+            f"all {num_samples} samples have label {int(classes[0])}: with one class there is "
+            "nothing to tell apart; check the labels"
+        )
+    return dense if int(classes[-1]) > 2 * num_samples else labels
+
+
+def read_layer(state: Mapping[str, Any]) -> str | None:
+    """Name of the scored layer from :meth:`Scores.state_dict`; None in states of older releases.
+
+    Raises:
+        ValueError: when it is no name.
+    """
+    layer = state.get("layer")
+    if layer is not None and not isinstance(layer, str):
+        raise ValueError(f"the layer of the measurements must be a name, got {layer!r}")
+    return layer
+
+
+def read_measurements(
+    state: Mapping[str, Any], num_samples: int
+) -> tuple[SampleGradients, Tensor | None]:
+    """Measurements and validation gradient from :meth:`Scores.state_dict`.
+
+    Raises:
+        ValueError: when they are not whole, or of another number of samples.
+    """
+    try:
+        hessian = HESSIANS[state["hessian"]](**state["hessian_tensors"])
+        names = ("delta", "inputs", "losses")
+        gradients = SampleGradients(
+            **{name: state[name] for name in names}, hessian=hessian, labels=state["labels"]
+        )
+        validation = state["validation"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not the measurements of a pruner: {error!r}") from error
+    tensors = [gradients.delta, gradients.inputs, gradients.losses, *hessian.tensors.values()]
+    if not all(isinstance(t, Tensor) and len(t) == num_samples for t in tensors):
+        raise ValueError(
+            f"the measurements are not of the {num_samples} samples of this dataset; resume with the "
+            "dataset of the checkpoint"
+        )
+    labels, width = gradients.labels, gradients.delta.shape[-1]
+    whole = labels is None or (labels.dtype == torch.int64 and labels.shape == (num_samples,))
+    if not whole or gradients.delta.dim() != 2 or width != len(hessian.basis()):
+        raise ValueError("the measurements' labels or outputs do not fit together")
+    if not all(bool(torch.isfinite(t).all()) for t in tensors):
+        raise ValueError("the measurements hold numbers that are not finite: a damaged checkpoint")
+    return gradients, validation

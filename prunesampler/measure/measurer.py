@@ -1,0 +1,218 @@
+"""The only loop over data: every sample of a dataset once, shared out over the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from prunesampler.base.checks import dataset_size, warn
+from prunesampler.base.processes import Group, together
+from prunesampler.base.progress import progress_bar
+from prunesampler.influence.measurements import SampleGradients
+from prunesampler.measure.batches import to_device
+from prunesampler.measure.gradients import GradientSource, HeadGradients, check_gradient
+from prunesampler.measure.heads import Losses, find_head
+from prunesampler.measure.isolation import fingerprint, model_device, untouched
+from prunesampler.measure.probing import explained
+from prunesampler.measure.reading import Grid, Reading, copied, spread
+
+COUPLED = 0.05
+"""Largest relative difference of a layer's input when only the other samples of a batch change."""
+
+
+class Measurer:
+    """Takes the gradients of datasets' samples with a model, and leaves no trace.
+
+    Args:
+        head: the layer to score, its name, or None to find it.
+        losses: one loss per sample.
+        gradients: measures a batch in place of head and losses, or None.
+        reading: how samples are read.
+        progress: show a progress bar.
+
+    Attributes:
+        layer: name of the layer that was measured last, or None where ``gradients`` does not tell.
+    """
+
+    def __init__(
+        self,
+        *,
+        head: nn.Module | str | None,
+        losses: Losses,
+        gradients: GradientSource | None,
+        reading: Reading,
+        progress: bool,
+    ) -> None:
+        self._head, self._losses, self._gradients = head, losses, gradients
+        self.reading, self.progress = reading, progress
+        self.layer: str | None = None
+        self._checked = False
+
+    def measure(
+        self,
+        model: nn.Module,
+        datasets: Sequence[Dataset[Any]],
+        group: Group,
+        *,
+        trial: bool = False,
+    ) -> list[SampleGradients | None]:
+        """Measurements of all samples of each dataset, in its order, on rank 0; None elsewhere.
+
+        Args:
+            model: without wrappers.
+            datasets: map-style.
+            group: the processes that share the work; all of them call this.
+            trial: measure a batch per process of each, and let losses and gradients pass that are
+                not finite.
+
+        Raises:
+            ValueError: for anything about data or model that makes the gradients meaningless.
+            RuntimeError: when another rank failed.
+        """
+        some = [self._samples(dataset, group, trial) for dataset in datasets]
+        device = together(group, lambda: model_device(model))
+        if group.size > 1:
+            group.check_equal("the models", together(group, lambda: fingerprint(model)))
+        with untouched(model, group.broadcast):
+            shares = together(
+                group,
+                lambda: [
+                    self._share(model, device, group, dataset, samples, trial)
+                    for dataset, samples in zip(datasets, some, strict=True)
+                ],
+            )
+        signature = repr([share.signature() for share in shares]).encode()
+        group.check_equal("the measurements", signature)
+        return [
+            self._gather(share, group, samples) for share, samples in zip(shares, some, strict=True)
+        ]
+
+    def _samples(self, dataset: Dataset[Any], group: Group, trial: bool) -> Sequence[int]:
+        """Indices of the samples to measure, ascending: all, or a batch per process."""
+        size = dataset_size(dataset)
+        return spread(size, self.reading.batch_size * group.size) if trial else range(size)
+
+    def _share(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        group: Group,
+        dataset: Dataset[Any],
+        samples: Sequence[int],
+        trial: bool,
+    ) -> SampleGradients:
+        """This rank's share of the samples, on the CPU, in ascending order."""
+        with explained():
+            source = self._source(model, device, dataset)
+            grid = Grid(samples, self.reading.batch_size, group.rank, group.size)
+            parts: list[SampleGradients] = []
+            total, shown = len(grid.places()), self.progress and group.rank == 0
+            with (
+                self.reading.batches(dataset, grid) as batches,
+                progress_bar("measuring", total, shown) as bar,
+            ):
+                for indices, batch in zip(grid, batches, strict=True):
+                    part = source(model, to_device(batch, device)).map(lambda t: t[0].cpu())
+                    _check_measured(part, indices, finite=not trial)
+                    parts.append(part)
+                    bar.update(len(indices))
+            if not parts:  # more ranks than batches: the shapes are needed all the same
+                first = self.reading.items(dataset, samples[: self.reading.batch_size])
+                batch = self._batch(first, device)
+                parts = [source(model, batch).map(lambda t: t[0][:0].cpu())]
+        return SampleGradients.cat(parts)
+
+    def _batch(self, items: list[Any], device: torch.device) -> Any:
+        # A copy, since a collate function may take items apart.
+        return to_device(self.reading.collate_fn(copied(items)), device)
+
+    def _gather(
+        self, mine: SampleGradients, group: Group, samples: Sequence[int]
+    ) -> SampleGradients | None:
+        """All samples in dataset order on rank 0, None elsewhere."""
+        if group.size == 1:
+            return mine
+        places = [
+            Grid(samples, self.reading.batch_size, rank, group.size).places()
+            for rank in range(group.size)
+        ]
+
+        def collect(tensors: list[Tensor]) -> Tensor:
+            everyone = group.gather(tensors[0], places)
+            return tensors[0] if everyone is None else everyone
+
+        everyone = mine.map(collect)
+        return everyone if group.rank == 0 else None
+
+    def _source(
+        self, model: nn.Module, device: torch.device, dataset: Dataset[Any]
+    ) -> GradientSource:
+        """What measures a batch: with a layer that was given, or is found with two samples."""
+        if self._gradients is not None:
+            self.layer = _name_of(model, getattr(self._gradients, "head", None))
+            return self._gradients
+        if self._head is not None and self._checked:
+            return HeadGradients(self._head, self._losses)
+        items = self.reading.items(dataset, range(min(3, dataset_size(dataset))))
+        head = self._found(model, device, items[:2]) if self._head is None else self._head
+        self.layer = _name_of(model, head)
+        source = HeadGradients(head, self._losses)
+        if not self._checked:
+            check_gradient(source, model, self._batch(items[:2], device))
+            if len(items) == 3:
+                self._check_uncoupled(source, model, device, items)
+        self._checked = True
+        return source
+
+    def _found(self, model: nn.Module, device: torch.device, items: list[Any]) -> str:
+        """Name of the last linear layer that runs; warn, once, when more than it is trained behind."""
+        found = find_head(model, self._batch(items, device), self._losses, len(items))
+        if found.beside and not self._checked:
+            more = " and more" if len(found.beside) > 3 else ""
+            warn(
+                f"layer {found.name!r} is scored, but the trained parameters "
+                f"{', '.join(found.beside[:3])}{more} lie between it and the loss, or on a way "
+                "around it: their own shift is not predicted; choose the layer with head= if the "
+                "classifier is another one"
+            )
+        return found.name
+
+    def _check_uncoupled(
+        self, source: GradientSource, model: nn.Module, device: torch.device, items: list[Any]
+    ) -> None:
+        """Warn when what the layer gets from a sample depends on the other samples in the batch."""
+        pairs = [[items[0], items[other]] for other in (1, 2)]
+        first, second = (source(model, self._batch(pair, device)).inputs[0] for pair in pairs)
+        if first.shape == second.shape and (first - second).norm() > COUPLED * first.norm():
+            warn(
+                "what the model makes of a sample depends on the other samples in its batch (batch "
+                "norm without running statistics, or padding that is not masked), so scores depend on "
+                "batch_size=; use running statistics, a padding mask or a fixed length"
+            )
+
+
+def _name_of(model: nn.Module, head: nn.Module | str | None) -> str | None:
+    """Name of a layer in the model."""
+    if head is None or isinstance(head, str):
+        return head
+    return next((name for name, module in model.named_modules() if module is head), None)
+
+
+def _check_measured(part: SampleGradients, indices: list[int], *, finite: bool) -> None:
+    """Check a batch's measurements, naming samples."""
+    if len(part) != len(indices):
+        raise ValueError(
+            f"a batch of {len(indices)} samples gave {len(part)} gradients; the model must return "
+            "one output per sample"
+        )
+    good = part.losses.isfinite() & part.delta.isfinite().all(1) & part.inputs.isfinite().all(1)
+    if finite and not good.all():
+        bad = [index for index, fine in zip(indices, good.tolist(), strict=True) if not fine]
+        raise ValueError(
+            f"loss or gradient is not finite for samples {bad[:5]}{' and more' * (len(bad) > 5)}; "
+            "look at these samples, or at the learning rate if it is many"
+        )

@@ -1,0 +1,112 @@
+"""What a few samples tell before all of them are read: each finding names its cause."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from prunesampler.base.checks import dataset_size, warn
+from prunesampler.base.processes import Group, together
+from prunesampler.measure.batches import content, label_of, outline, same_item
+from prunesampler.measure.isolation import preserved_random_state
+from prunesampler.measure.reading import Reading, copied, spread, undisturbed
+
+PROBES = 8
+"""Samples that are compared over the ranks, and whose labels a state remembers."""
+COLLATIONS = 3
+"""Times that the same items are put together: once would not do for a mixup that is skipped at times."""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say of errors inside where they happened, as far as Python can (from 3.11 on)."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "add_note"):
+            error.add_note(
+                "This happened while prunesampler ran the model on a batch of score_dataset, read and put "
+                "together by collate_fn= (default: torch's), with losses= (default: cross-entropy on "
+                "(x, y) or a mapping with labels). Give the pruner what your training loader has: "
+                "InfluencePruner(..., like=loader); and for batches of another form, or that your loop "
+                "converts and normalises, losses=CrossEntropy(run=lambda model, batch: (logits, targets))."
+            )
+        raise
+
+
+def probe(dataset: Dataset[Any], reading: Reading, group: Group) -> str:
+    """Look at a few samples of a dataset, on all ranks.
+
+    Warns when reading an item twice gives two things.
+
+    Args:
+        dataset: to be scored.
+        reading: how to read it.
+        group: the processes, all of which call this.
+
+    Returns:
+        A hash of their labels and shapes, to know the dataset by.
+
+    Raises:
+        RuntimeError: when ranks hold other samples, or one of them failed.
+    """
+    size = dataset_size(dataset)
+    places = spread(size, PROBES)
+    again = sorted({places[0], places[len(places) // 2], places[-1]})
+    items = together(group, lambda: reading.items(dataset, [*places, *again]))
+    first = dict(zip(places, items, strict=False))
+    repeated = zip(again, items[len(places) :], strict=True)
+    changing = [index for index, item in repeated if not same_item(first[index], item)]
+    if changing and group.rank == 0:
+        warn(
+            f"score_dataset gives another item {changing[0]} each time it is read; scores would "
+            "be of one random augmentation: give it the evaluation transform"
+        )
+    compared = [label_of(item) for item in first.values()] if changing else list(first.values())
+    group.check_equal("the samples of score_dataset", content(compared))
+    known = repr([outline(item) for item in first.values()])
+    return hashlib.blake2b(known.encode()).hexdigest()[:16]
+
+
+def check_collate(dataset: Dataset[Any], reading: Reading) -> None:
+    """Check that the collate function makes the same batch of the same items.
+
+    Raises:
+        ValueError: when it does not, as those of mixup, cutmix and random masking.
+    """
+    collate_fn, items = reading.collate_fn, reading.items(dataset, spread(dataset_size(dataset), 4))
+    with explained(), preserved_random_state(), undisturbed(collate_fn):
+        hashes = {content(collate_fn(copied(items))) for _ in range(COLLATIONS)}
+    if len(hashes) > 1:
+        name = getattr(collate_fn, "__qualname__", type(collate_fn).__name__)
+        raise ValueError(
+            f"collate_fn {name} makes another batch of the same samples each time (mixup, cutmix, "
+            "random masking?), so scores would be of random mixtures; give the pruner a collate_fn= "
+            "without it, such as torch's default_collate, also beside like="
+        )
+
+
+def check_same_labels(training: Any, scored: Any, reading: Reading) -> None:
+    """Warn when some samples have other labels in the two sets: then they are not in one order."""
+    if training is scored:
+        return
+    places = spread(dataset_size(scored), PROBES + 1)
+    try:
+        pairs = [reading.items(data, places) for data in (training, scored)]
+    except (
+        Exception
+    ):  # the training set may be readable in its own loader only; no reason to end a run
+        return
+    for index, first, second in zip(places, *pairs, strict=True):
+        labels = label_of(first), label_of(second)
+        if None not in labels and labels[0] != labels[1]:
+            warn(
+                f"sample {index} has label {labels[0]} in the training set and {labels[1]} in "
+                "score_dataset: they are not in the same order, and the wrong samples would be "
+                "pruned"
+            )
+            return

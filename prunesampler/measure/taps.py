@@ -1,0 +1,116 @@
+"""A hook on one layer, from whose output autograd runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunesampler.measure.heads import (
+    CONVOLUTIONS,
+    ROUNDING,
+    as_rows,
+    computes_linear,
+    first_argument,
+    linear_output,
+)
+
+ALIGNED = 1e-3
+"""Largest relative difference, in full precision, between what lines up and what is computed."""
+
+
+@dataclass
+class Tap:
+    """A hook that keeps a layer's input, and makes its output a leaf from which autograd runs on.
+
+    Attributes:
+        inputs: shape (b, P, D), without the one for the bias.
+        outputs: the leaf, shape (b, P, C), in full precision.
+        given: what the rest of the network goes on with.
+        bias: whether the layer has one.
+        rounded: whether the rest of the network computes in sixteen bits.
+    """
+
+    name: str
+    inputs: Tensor | None = None
+    outputs: Tensor | None = None
+    given: Tensor | None = None
+    bias: bool = True
+    rounded: bool = False
+
+    def __call__(
+        self, layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any
+    ) -> Tensor:
+        """Keep what the layer was called with, and hand on a copy of the leaf.
+
+        Raises:
+            ValueError: when the layer runs again, or does not compute ``W a + b``.
+        """
+        if self.inputs is not None:
+            raise ValueError(
+                f"layer {self.name!r} runs more than once in a forward pass, so its gradient is not "
+                "rank one; choose another with head=, or pass gradients="
+            )
+        inputs = first_argument(args, named)
+        if not computes_linear(layer, inputs, output):
+            raise ValueError(
+                f"layer {self.name!r} ({type(layer).__name__}) does not return its weight times its "
+                "input plus its bias for inputs of shape (batch, ..., features) (another hook or a "
+                "wrapper changes it, or it has a form of its own), so its gradient has another form; "
+                "choose another with head=, or pass gradients="
+            )
+        # The layer runs again in full precision: under autocast its output would be rounded to
+        # eight bits, and gradients of easy samples are differences of such numbers.
+        with torch.autocast(inputs.device.type, enabled=False):
+            wide = torch.promote_types(inputs.dtype, torch.float32)
+            self.inputs = as_rows(inputs.detach(), layer).to(wide, copy=True)
+            outputs = linear_output(layer, self.inputs)
+        self.bias = getattr(layer, "bias", None) is not None
+        self.outputs = outputs.requires_grad_()
+        torch.set_grad_enabled(True)  # ends with the no_grad around the whole pass
+        shaped = outputs.transpose(1, 2) if isinstance(layer, CONVOLUTIONS) else outputs
+        mixed = torch.is_autocast_enabled(inputs.device.type)  # then the next layer takes any
+        self.rounded = mixed or output.element_size() <= 2
+        self.given = shaped.reshape(output.shape).to(wide if mixed else output.dtype)
+        return self.given.clone()  # an activation behind it may work in place
+
+    @property
+    def leaf(self) -> Tensor:
+        """The layer's outputs.
+
+        Raises:
+            ValueError: when it did not run.
+        """
+        if self.outputs is None:
+            raise ValueError(
+                f"layer {self.name!r} did not run in the forward pass; choose another with head="
+            )
+        return self.outputs
+
+    @property
+    def tolerance(self) -> float:
+        """What counts as lining up, in the precision that the network goes on with."""
+        return ROUNDING if self.rounded else ALIGNED
+
+    def saw(self, outputs: Tensor) -> bool:
+        """Whether the model's output is the layer's output at one position and nothing more."""
+        if self.given is None or self.outputs is None or self.outputs.shape[1] != 1:
+            return False
+        if len(outputs) != len(self.given) or outputs.numel() != self.given.numel():
+            return False
+        return torch.equal(outputs.reshape(self.given.shape).to(self.given), self.given)
+
+
+@contextmanager
+def attached(layer: nn.Module, tap: Tap) -> Iterator[Tap]:
+    """Hook a layer for one forward pass, without gradients before it."""
+    handle = layer.register_forward_hook(tap, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            yield tap
+    finally:
+        handle.remove()

@@ -1,0 +1,1 @@
+"""What the other rooms found, in words and pictures."""

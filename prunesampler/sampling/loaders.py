@@ -1,0 +1,169 @@
+"""Data loaders: one with another sampler, and one for scoring."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from prunesampler.base.checks import warn
+from prunesampler.sampling.sampler import InfluencePrunedSampler
+
+
+def replace_sampler(loader: DataLoader[Any], sampler: InfluencePrunedSampler) -> DataLoader[Any]:
+    """A new loader like this one, with our sampler and every other setting kept.
+
+    Call it before ``accelerator.prepare``.
+
+    Args:
+        loader: a plain ``DataLoader`` that shuffles or reads in order.
+        sampler: over the same dataset.
+
+    Raises:
+        TypeError: for a subclass of ``DataLoader``, an ``IterableDataset`` or a custom batch sampler.
+        ValueError: when the loader has a sampler of its own, another dataset length, or drops its
+            last batch while fewer samples are kept than a batch has.
+    """
+    if isinstance(getattr(loader, "dataset", None), IterableDataset):
+        raise TypeError(
+            f"{type(loader.dataset).__name__} is an IterableDataset, which no sampler can restrict; "
+            "use a map-style dataset"
+        )
+    if not isinstance(loader, DataLoader):
+        raise TypeError(
+            f"{type(loader).__name__} is no DataLoader; if it wraps one, as timm's PrefetchLoader does, "
+            "loader.loader = replace_sampler(loader.loader, sampler)"
+        )
+    if type(loader) is not DataLoader:
+        raise TypeError(
+            f"{type(loader).__name__} is a subclass of DataLoader whose settings are unknown here; "
+            "build it with sampler= yourself, or replace the sampler before accelerator.prepare"
+        )
+    if loader.batch_size is not None and type(loader.batch_sampler) is not BatchSampler:
+        raise TypeError(_custom_batches(loader))
+    if loader.batch_size is None and loader.batch_sampler is not None:
+        raise TypeError(_custom_batches(loader))
+    if type(loader.sampler) not in (RandomSampler, SequentialSampler, InfluencePrunedSampler):
+        raise ValueError(
+            f"the loader has its own {type(loader.sampler).__name__}, which would be lost; "
+            "give the loader shuffle=True, or build a sampler that combines both"
+        )
+    if isinstance(loader.sampler, RandomSampler) and (
+        loader.sampler.replacement or loader.sampler.num_samples != len(loader.sampler.data_source)
+    ):
+        raise ValueError(
+            "the loader's RandomSampler draws with replacement or a number of its own, which would "
+            "be lost; give the loader shuffle=True"
+        )
+    size = len(loader.dataset)  # type: ignore[arg-type]
+    if size != sampler.num_samples:
+        raise ValueError(
+            f"the loader's dataset has {size} samples, the sampler's {sampler.num_samples}; "
+            "build the sampler from loader.dataset"
+        )
+    if loader.drop_last and loader.batch_size is not None:
+        sampler.require_batch(loader.batch_size)
+    names = set(inspect.signature(DataLoader.__init__).parameters) - {
+        "self", "sampler", "shuffle", "batch_sampler",
+    }  # fmt: skip
+    return DataLoader(sampler=sampler, **{name: getattr(loader, name) for name in names})
+
+
+def _custom_batches(loader: DataLoader[Any]) -> str:
+    return (
+        f"the loader has its own batch sampler, {type(loader.batch_sampler).__name__}; build that "
+        "batch sampler around an InfluencePrunedSampler yourself and pass it as batch_sampler="
+    )
+
+
+def sampler_of(loader: Any) -> Any:
+    """The sampler at the end of a loader's chain of batch samplers, whatever prepared the loader."""
+    link: Any = loader
+    seen: list[Any] = []
+    while link is not None and all(link is not other for other in seen):
+        seen.append(
+            link
+        )  # accelerate's shards hold a batch sampler, infinite ones a sampler of one
+        inner = getattr(link, "batch_sampler", None)
+        link = getattr(link, "sampler", None) if inner is None else inner
+    return seen[-1] if len(seen) > 1 else None
+
+
+def loaders_in(nested: Any) -> list[Any]:
+    """The loaders in lists and mappings at any depth."""
+    if isinstance(nested, Mapping):
+        nested = list(nested.values())
+    if isinstance(nested, (list, tuple)):
+        return [loader for part in nested for loader in loaders_in(part)]
+    return [nested]
+
+
+def drops_last(loader: Any) -> bool:
+    """Whether a loader leaves out a smaller last batch, as far as it or its batch sampler tells."""
+    batches = getattr(loader, "batch_sampler", None)
+    links = (loader, batches, getattr(batches, "sampler", None))
+    return any(bool(getattr(link, "drop_last", False)) for link in links)
+
+
+def batch_size_of(loader: Any) -> int | None:
+    """Samples of a loader's batch over all processes, as far as it tells."""
+    links = (loader, getattr(loader, "batch_sampler", None))
+    names = ("total_batch_size", "batch_size")
+    return next((s for n in names for link in links if (s := getattr(link, n, None))), None)
+
+
+def check_batches(model: nn.Module, loader: Any, kept: int) -> None:
+    """Warn of what a loader's batches would be with so many samples kept.
+
+    Args:
+        model: as it is trained.
+        loader: of the training.
+        kept: samples of a pruned epoch.
+
+    Raises:
+        ValueError: when there would be none.
+    """
+    sampler, batch = sampler_of(loader), batch_size_of(loader)
+    if not isinstance(sampler, InfluencePrunedSampler):
+        warn(
+            f"the loader iterates a {type(sampler).__name__}, not an InfluencePrunedSampler, so pruning "
+            "would not reach it; build it with sampler=, or with replace_sampler(loader, sampler)"
+        )
+        return
+    if batch is None:
+        return
+    length = sampler.length(kept)
+    if length < batch and drops_last(loader):
+        raise ValueError(
+            f"a pruned epoch has {length} samples, fewer than a batch of {batch}, and the loader has "
+            "drop_last=True: every pruned epoch would be empty; prune less, use a smaller batch, or "
+            "drop_last=False"
+        )
+    if length < batch:
+        warn(smaller_than_batch(length, batch))
+    if drops_last(loader):
+        return
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    if length % batch == 1 and batch > 1 and norms:
+        warn(
+            f"a pruned epoch has {length} samples, so in batches of {batch} the last one is of a single "
+            "sample, on which batch norm cannot train; give the loader drop_last=True"
+        )
+
+
+def smaller_than_batch(kept: int, batch: int) -> str:
+    """What a pruned epoch is where fewer samples are kept than a batch has."""
+    return (
+        f"the {kept} kept samples are fewer than a batch of {batch}: every pruned epoch is one "
+        "short batch, one padded with copies, or none at all with drop_last; prune less or use "
+        "a smaller batch"
+    )

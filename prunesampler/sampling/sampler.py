@@ -1,0 +1,355 @@
+"""A sampler over a changing subset of a dataset's indices."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from prunesampler.base.checks import (
+    check_state,
+    checked_indices,
+    checked_seed,
+    dataset_size,
+    warn,
+    whole_number,
+)
+from prunesampler.base.indices import decode, encode, permutations
+from prunesampler.sampling.epoch_iterator import EpochIterator
+from prunesampler.select.selection import Selection
+
+STATE_VERSION = 1
+STATE_KEYS = {"version", "n", "seed", "epoch", "kept"}
+RUNS_AHEAD = (
+    "The loader runs ahead, as infinite loaders with workers do, or the set was changed within an "
+    "epoch, so training goes on with samples that were pruned: make the loader begin anew in "
+    "on_selection= (ultralytics: loader.reset()), or use a plain DataLoader (timm: without "
+    "--use-multi-epochs-loader)"
+)
+UNHEARD = 3
+"""Passes that may end before a callback that watches the sampler is called for the first time."""
+
+
+class InfluencePrunedSampler(Sampler[int]):
+    """Yields the kept indices of a dataset, in an order that depends on (seed, epoch, kept) alone.
+
+    It starts with all samples kept. Iterating changes nothing but the epoch: a pass that runs to its
+    end moves the epoch on by one, as long as nobody calls `set_epoch`. A change by `restrict` takes
+    effect with the next pass; prune between epochs. If you leave passes before their end, call
+    `set_epoch`: otherwise the next pass begins as the last one did.
+
+    Under accelerate, Lightning and the Hugging Face Trainer leave ``num_replicas`` and ``rank``
+    alone: they share out the batches themselves.
+
+    Args:
+        dataset: map-style.
+        seed: of the order.
+        shuffle: a new order every epoch; otherwise ascending.
+        num_replicas: processes that share the indices, in plain ``torch.distributed``.
+        rank: of this process.
+        uneven: when the indices do not divide evenly, ``"pad"`` repeats some, ``"drop"`` leaves some
+            out. All ranks always get the same number.
+        epoch_length: ``"shrink"``: a pass is the kept samples. ``"constant"``: the kept samples are
+            repeated, reshuffled, until a pass is as long as the dataset, so that step counts and
+            schedules stay as they were.
+
+    Attributes:
+        dataset: as it was given.
+        epoch: of the next pass.
+        passes: epochs of the passes begun since this was cleared, the latest last, at most 1,000.
+        running: whether the pass begun last has not come to its end.
+        restored: whether a state was loaded.
+
+    Raises:
+        TypeError: for anything but a map-style dataset.
+        ValueError: for an empty dataset or an argument out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        num_replicas: int = 1,
+        rank: int = 0,
+        uneven: Literal["pad", "drop"] = "pad",
+        epoch_length: Literal["shrink", "constant"] = "shrink",
+    ) -> None:
+        self.num_samples = dataset_size(dataset)
+        if num_replicas < 1 or not 0 <= rank < num_replicas:
+            raise ValueError(
+                f"rank={rank} of num_replicas={num_replicas}: ranks run from 0 to num_replicas - 1"
+            )
+        if uneven not in ("pad", "drop"):
+            raise ValueError(f"uneven must be 'pad' or 'drop', got {uneven!r}")
+        if epoch_length not in ("shrink", "constant"):
+            raise ValueError(f"epoch_length must be 'shrink' or 'constant', got {epoch_length!r}")
+        self.dataset = dataset
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.epoch = 0
+        self.passes: deque[int] = deque(maxlen=1000)
+        self.running = self.restored = False
+        self._told = False  # whether somebody sets the epoch
+        self._over = False  # whether a pass of an epoch that was set has ended
+        self._done: int | None = None  # epochs that were over when `restore` was called
+        self._min_kept = 1
+        self._unheard: int | None = None  # passes that ended since a callback waits to be called
+        self._code: str | None = None  # the kept samples as a state holds them
+        # The pass begun last, and what was left of it when the kept set changed.
+        self._current: tuple[weakref.ref[EpochIterator], list[int]] | None = None
+        self.epoch_length = epoch_length
+        self._seed = checked_seed(seed)
+        self._shuffle = shuffle
+        self._uneven = uneven
+        self._kept = torch.arange(self.num_samples)
+        self.check_size(self.num_samples)
+
+    @property
+    def told(self) -> bool:
+        """Whether somebody sets the epoch."""
+        return self._told
+
+    @property
+    def kept(self) -> Tensor:
+        """Indices in use, int64, ascending. Not a copy: do not change it."""
+        return self._kept
+
+    def restrict(self, selection: Selection | Tensor | Sequence[int]) -> None:
+        """Keep only these samples from the next pass on.
+
+        Args:
+            selection: a selection, or the indices to keep in any order.
+
+        Raises:
+            ValueError: when it belongs to a dataset of another size, holds an index twice or out of
+                range, or keeps too few.
+            TypeError: when indices are not whole numbers.
+        """
+        if isinstance(selection, Selection):
+            if selection.num_samples != self.num_samples:
+                raise ValueError(
+                    f"the selection is of {selection.num_samples} samples, this sampler's dataset "
+                    f"has {self.num_samples}; select on the same dataset"
+                )
+            kept = selection.kept
+        else:
+            kept = checked_indices(selection, self.num_samples)
+        self.check_size(len(kept))
+        self._keep(kept)
+
+    def reset(self) -> None:
+        """Keep all samples again, from the next pass on."""
+        if len(self._kept) < self.num_samples:
+            self._keep(torch.arange(self.num_samples))
+
+    def restart(self) -> None:
+        """Begin a new run: all samples, from epoch 0, whatever was set or restored."""
+        self.reset()
+        self.epoch, self._told, self._over, self._done = 0, False, False, None
+        self.restored = False
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass. Repeating it or going back is harmless.
+
+        Once you call it, call it before every pass: passes no longer move the epoch on themselves.
+        """
+        self.epoch, self._told, self._over = whole_number("epoch", epoch), True, False
+
+    def reach_epoch(self, epoch: int) -> None:
+        """Learn from a callback that this epoch comes next, unless somebody sets the epoch.
+
+        So a loop that leaves its passes before their end gets another order each time all the same.
+        """
+        if not self._told:
+            self.epoch = max(self.epoch, epoch)
+
+    def expect_call(self) -> None:
+        """Warn, once, when passes end and nobody calls the callback that waits for it."""
+        self._unheard = 0
+
+    def called(self) -> None:
+        """The callback was called, so there is nothing to warn of."""
+        self._unheard = None
+
+    def __len__(self) -> int:
+        """Indices in one pass on one rank."""
+        return self.length(len(self._kept))
+
+    def length(self, kept: int) -> int:
+        """Indices in one pass on one rank if that many samples were kept."""
+        total = self.num_samples if self.epoch_length == "constant" else kept
+        whole, rest = divmod(total, self.num_replicas)
+        return whole + (1 if rest and self._uneven == "pad" else 0)
+
+    def __iter__(self) -> Iterator[int]:
+        """One pass: a snapshot, so later changes of the sampler do not reach it.
+
+        Raises:
+            ValueError: when the dataset has another size than before.
+        """
+        self._check_unchanged()
+        epoch, left = self.epoch, [0]
+        self.passes.append(epoch)
+        self.running = True
+
+        def ended(epoch: int) -> None:
+            self._pass_ended(epoch, left[0])
+
+        current = EpochIterator(self.indices(epoch), epoch, ended, self.passes)
+        self._current = (weakref.ref(current), left)
+        return current
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the pass at hand, for copies."""
+        return {**vars(self), "_current": None}
+
+    def _keep(self, kept: Tensor) -> None:
+        """Change the kept set, and note how much is left of a pass that runs over the old one."""
+        current = self._current[0]() if self._current else None
+        if current is not None and self._current:
+            self._current[1][0] = current.remaining()
+        self._kept, self._code = kept, None
+
+    def _check_unchanged(self) -> None:
+        if len(self.dataset) != self.num_samples:
+            raise ValueError(
+                f"the dataset had {self.num_samples} samples and has {len(self.dataset)} now; build "
+                "sampler, pruner and callback from the dataset as it is trained on"
+            )
+        if self._unheard is not None and self._unheard >= UNHEARD:
+            passes, self._unheard = self._unheard, None
+            warn(
+                f"{passes} passes over the sampler have ended, and nobody has called the "
+                "PruningCallback that was made with it, so nothing is pruned: call "
+                "pruning.on_epoch_end(epoch, model) at the end of each epoch"
+            )
+
+    def _pass_ended(self, epoch: int, left: int) -> None:
+        self.running = False
+        if self._unheard is not None:
+            self._unheard += 1
+        if left:
+            warn(
+                f"a pass that began before the kept set changed went on with its last {left} samples "
+                f"after it. {RUNS_AHEAD}"
+            )
+        if self.epoch == epoch and self._told:
+            self._over = True
+        elif self.epoch == epoch:
+            self.epoch += 1
+
+    def indices(self, epoch: int) -> list[int]:
+        """All indices of one epoch on this rank, in order, as Python ints."""
+        per_rank = len(self)
+        total = per_rank * self.num_replicas
+        passes = -(-total // len(self._kept))
+        if self._shuffle:
+            entropy = np.random.SeedSequence([self._seed, epoch])
+            generator = torch.Generator()
+            generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
+            order = self._kept[permutations(len(self._kept), passes, generator)[:total]]
+        else:
+            order = self._kept.repeat(passes)[:total]
+        ours: list[int] = order[self.rank :: self.num_replicas].tolist()
+        return ours
+
+    def require_batch(self, batch_size: int) -> None:
+        """Refuse from now on to keep fewer than a batch, for loaders that drop their last one.
+
+        Raises:
+            ValueError: when fewer are kept already.
+        """
+        self._min_kept = batch_size
+        self.check_size(len(self._kept))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Version, dataset size, seed, epoch and kept indices: what the order depends on.
+
+        The place within a pass belongs to the iterator, not here. Values are numbers and a text, so
+        that the state can be written as JSON: the kept samples are one bit each, in base64.
+        """
+        if self._code is None:
+            self._code = encode(self._kept, self.num_samples)
+        return {
+            "version": STATE_VERSION,
+            "n": self.num_samples,
+            "seed": self._seed,
+            "epoch": self.epoch + self._over,  # the coming one
+            "kept": self._code,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned; on an error nothing changes.
+
+        Between `restore` and `settle` only the epoch is taken from the state, if it is not over yet:
+        a loader whose workers run ahead saves the sampler as it was before the epoch ended, and loads
+        that when it begins to iterate.
+
+        Raises:
+            ValueError: when the state is of another version or dataset size, or not valid.
+        """
+        check_state(state, type(self).__name__, STATE_VERSION, STATE_KEYS)
+        if state["n"] != self.num_samples:
+            raise ValueError(
+                f"the state is of a dataset of {state['n']} samples, this one has "
+                f"{self.num_samples}; resume with the dataset of the checkpoint"
+            )
+        kept = decode(state["kept"], self.num_samples)
+        seed, epoch = checked_seed(state["seed"]), whole_number("epoch", state["epoch"])
+        self.check_size(len(kept))
+        if self._done is None:
+            self._seed, self.epoch, self._over = seed, epoch, False
+            self._kept, self._code = kept, None
+        elif epoch >= self._done:
+            self.epoch, self._over = epoch, False
+        self.restored = True
+
+    def restore(self, state: Mapping[str, Any], done: int) -> None:
+        """As `load_state_dict`, for a callback that knows how many epochs are over.
+
+        Args:
+            state: as `state_dict` returned it.
+            done: epochs that were over when the state was saved.
+
+        Raises:
+            ValueError: see `load_state_dict`.
+        """
+        self._done, before = None, self._done
+        try:
+            self.load_state_dict(state)
+        except (TypeError, ValueError):
+            self._done = before
+            raise
+        self._done = done
+
+    def settle(self) -> None:
+        """From now on take all of a state again: no loader can come with an older one."""
+        self._done = None
+
+    def check_size(self, kept: int) -> None:
+        """Check that so many kept samples make an epoch.
+
+        Raises:
+            ValueError: when they do not.
+        """
+        if kept == 0:
+            raise ValueError("no sample would be kept; an epoch would be empty: keep at least one")
+        if self.length(kept) == 0:
+            raise ValueError(
+                f"{kept} samples on num_replicas={self.num_replicas} with uneven='drop' leave every "
+                "rank without any; keep more, or use uneven='pad'"
+            )
+        if self.length(kept) < self._min_kept:
+            raise ValueError(
+                f"{kept} kept samples make {self.length(kept)} a rank, fewer than the batch of "
+                f"{self._min_kept} in a loader with drop_last=True: every epoch would be empty; "
+                "prune less, use a smaller batch, or drop_last=False"
+            )

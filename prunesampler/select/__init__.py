@@ -1,0 +1,1 @@
+"""From the scores of one pass to a certified selection."""

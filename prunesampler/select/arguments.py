@@ -1,0 +1,34 @@
+"""Refusals of what looks like an argument of the pruner and is none."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from prunesampler.solve.budget import Budget
+
+
+def check_objects(budget: object, losses: object, curvature: object, solver: object) -> None:
+    """Refuse classes, names, and torch's own losses.
+
+    Raises:
+        TypeError: for any of them.
+    """
+    if not isinstance(budget, Budget):
+        raise TypeError(f"budget must be a Budget, such as Budget(fraction=0.4), got {budget!r}")
+    home = getattr(losses, "__module__", None) or ""
+    if losses is not None and (
+        not callable(losses) or isinstance(losses, (type, nn.Module)) or home.startswith("torch.nn")
+    ):
+        raise TypeError(
+            f"losses must be a function (model, batch) -> one loss per sample, got {losses!r}; use "
+            "CrossEntropy(), BinaryCrossEntropy() or SquaredError() of prunesampler, or your own"
+        )
+    needed = ("factor", "check", "apply_inverse_once")
+    whole = all(hasattr(curvature, name) for name in needed)
+    if curvature is not None and (isinstance(curvature, type) or not whole):
+        raise TypeError(
+            f"curvature must be an object such as ExactCurvature(), got {curvature!r}; one of your own "
+            "inherits from prunesampler.influence.curvature.Curvature"
+        )
+    if solver is not None and not callable(solver):
+        raise TypeError(f"solver must be a function such as prunesampler.anneal, got {solver!r}")

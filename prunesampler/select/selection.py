@@ -1,0 +1,200 @@
+"""What was pruned: selections, in memory and on disk."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunesampler.base.files import pack, unpack, write_atomically
+from prunesampler.base.indices import complement
+from prunesampler.select.verdict import (
+    HARDLY,
+    Compared,
+    checked_facts,
+    compare,
+    in_words,
+    largest_ratio,
+)
+from prunesampler.solve.budget import Budget
+
+KIND = ("prunesampler.selection", 2)
+MOST_SAMPLES = 10**10
+"""Size of the largest dataset: a file that claims more would only take all memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The result: which samples to prune, and what that is predicted to do.
+
+    Args:
+        pruned: indices to prune, int64, shape (m,), ascending.
+        num_samples: size n of the dataset.
+        shift: norm of the first-order parameter shift, in the units of the scored parameters.
+        newton_shift: norm of one Newton step on the kept samples from the parameters at hand: the
+            same with the curvature of the kept samples. Closer to the truth, still a prediction.
+            NaN where it was not computed: for redrawn sets.
+        bound: proved upper bound on the shift, in the units of the parameters, or None. It holds
+            when the scored layer alone is trained, with a convex loss and an L2 penalty equal to the
+            damping, to convergence, before and after pruning.
+        budget: what was asked for.
+        metadata: seconds, settings, the scored layer, random sets' shifts and counts of the run, JSON
+            values by name.
+        curvature_share: the kept samples' curvature is at least this share of the full one in every
+            direction (`prunesampler.influence.certificate.curvature_share`), or None where not computed.
+        loss_bound: proved, where ``bound`` is: the mean loss over any samples whose inputs of the
+            layer are on average no longer than the training samples' changes by at most this.
+
+    Raises:
+        ValueError: for indices that are not ascending, distinct and within the dataset, or that
+            leave nothing.
+    """
+
+    pruned: Tensor
+    num_samples: int
+    shift: float
+    newton_shift: float
+    bound: float | None
+    budget: Budget
+    metadata: dict[str, Any] = field(default_factory=dict)
+    curvature_share: float | None = None
+    loss_bound: float | None = None
+
+    def __post_init__(self) -> None:
+        pruned, n = self.pruned, self.num_samples
+        if pruned.dtype != torch.int64 or pruned.dim() != 1:
+            raise ValueError(
+                f"pruned must be int64 of shape (m,), got {pruned.dtype} {pruned.shape}"
+            )
+        if n > MOST_SAMPLES:
+            raise ValueError(
+                f"num_samples must be at most {MOST_SAMPLES}, got {n}: no dataset is so large"
+            )
+        if len(pruned) >= n:
+            raise ValueError(f"{len(pruned)} of {n} samples pruned: nothing would be kept")
+        if len(pruned) and (pruned[0] < 0 or pruned[-1] >= n or (pruned.diff() <= 0).any()):
+            raise ValueError(f"pruned indices must be ascending, distinct and within 0 to {n - 1}")
+
+    @property
+    def kept(self) -> Tensor:
+        """Indices that stay, int64, shape (n - m,), ascending."""
+        return complement(self.pruned, self.num_samples)
+
+    @property
+    def ratio(self) -> float:
+        """The predicted shift as a share of a random set's: the larger one of both predictions.
+
+        First order against first order, Newton against Newton where both are known; NaN where
+        nothing is known of random sets, or nothing was pruned.
+        """
+        return largest_ratio(self._compared) if len(self.pruned) else math.nan
+
+    @property
+    def beats_random(self) -> bool:
+        """Whether the set is predicted to do better than a random one; true where that is unknown."""
+        return not self.ratio >= HARDLY
+
+    @property
+    def verdict(self) -> str:
+        """In plain English: whether the set is better than a random one, by what, and if not, why."""
+        return in_words(self._compared, len(self.pruned), self.num_samples, self.metadata)
+
+    @property
+    def _compared(self) -> list[Compared]:
+        return compare(self.shift, self.newton_shift, self.metadata)
+
+    @property
+    def proved(self) -> str | None:
+        """What is proved and on which conditions, or None where nothing is."""
+        if self.bound is None:
+            return None
+        loss = "" if self.loss_bound is None else f", mean loss changed by <= {self.loss_bound:.3g}"
+        return (
+            f"shift <= {self.bound:.3g}{loss}, if only this layer is trained, with a convex loss and "
+            f"the L2 penalty {self.metadata.get('damping', math.nan):.3g}, to convergence"
+        )
+
+    @property
+    def certificate(self) -> str:
+        """What is proved, what is predicted and what is neither, with the conditions of each."""
+        proved = self.proved or "nothing: give the curvature the L2 penalty in use as damping"
+        predicted = f"shift {self.shift:.3g} to first order"
+        if not math.isnan(self.newton_shift):
+            predicted += f", {self.newton_shift:.3g} with the curvature of the kept samples"
+        random = [f"{pair.random:.3g} {pair.how}" for pair in self._compared]
+        if random:
+            predicted += f" (a random set {' and '.join(random)})"
+        if self.curvature_share is not None:
+            predicted += f"; {self.curvature_share:.0%} of the curvature kept in every direction"
+        return (
+            f"proved: {proved}\npredicted: {predicted}\n"
+            "not predicted: how a network does whose other layers are trained too"
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to a safetensors file, atomically: the file is whole or not there."""
+        write_atomically(Path(path), self.to_bytes())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Selection:
+        """Read a file that :meth:`save` wrote.
+
+        Raises:
+            ValueError: when the file is not a valid selection.
+        """
+        try:
+            return cls.from_bytes(Path(path).read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+    def to_bytes(self) -> bytes:
+        """The content of a file."""
+        header = {
+            "num_samples": self.num_samples,
+            "shift": self.shift,
+            "newton_shift": self.newton_shift,
+            "bound": self.bound,
+            "budget": asdict(self.budget),
+            "metadata": self.metadata,
+            "curvature_share": self.curvature_share,
+            "loss_bound": self.loss_bound,
+        }
+        return pack(KIND, header, {"pruned": self.pruned})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Selection:
+        """The reverse of :meth:`to_bytes`; nothing in the data is trusted.
+
+        Raises:
+            ValueError: when the data are not a valid selection.
+        """
+        header, tensors = unpack(KIND, data)
+        try:
+            return cls(
+                pruned=tensors["pruned"],
+                num_samples=_number(header["num_samples"], int),
+                shift=_number(header["shift"], float),
+                newton_shift=_number(header["newton_shift"], float),
+                bound=_optional(header["bound"]),
+                budget=Budget(**header["budget"]),
+                metadata=checked_facts(header["metadata"]),
+                curvature_share=_optional(header["curvature_share"]),
+                loss_bound=_optional(header["loss_bound"]),
+            )
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"not a complete selection: {error!r}") from error
+
+
+def _optional(value: Any) -> float | None:
+    return None if value is None else float(_number(value, float))
+
+
+def _number(value: Any, kind: type) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, kind)):
+        raise TypeError(f"{value!r} is not a number")
+    return kind(value)

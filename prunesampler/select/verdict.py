@@ -1,0 +1,148 @@
+"""Whether a selection is better than a random one: numbers, and the same in plain English."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+BETTER, HARDLY = 0.5, 0.9
+"""Below these shares of a random set's shift a set is better than it, or hardly better."""
+FEW = 3.0
+"""With fewer samples per parameter there is little to choose: 3 leave a quarter of a random set's
+shift, 12 a thirtieth (logistic heads on CIFAR-10 features, exact curvature)."""
+EXACT = "ExactCurvature"
+
+NUMBERS = {
+    "scoring_seconds",
+    "curvature_seconds",
+    "solving_seconds",
+    "certificate_seconds",
+    "damping",
+    "parameters",
+    "random_shift",
+    "random_newton_shift",
+    "mean_loss",
+}
+TEXTS = {"curvature", "metric", "layer"}
+"""Facts of a selection that are numbers, and those that are texts; each may be None or missing."""
+
+
+class Compared(NamedTuple):
+    """The predicted shift of a set, and that of a random set of the same size."""
+
+    how: str
+    own: float
+    random: float
+
+    @property
+    def ratio(self) -> float:
+        """The first as a share of the second; 1 where neither shifts anything."""
+        if self.random > 0:
+            return self.own / self.random
+        return math.inf if self.own > 0 else 1.0
+
+    def __str__(self) -> str:
+        share = "" if not self.random > 0 else f", so it is {percent(self.ratio)} of that"
+        return f"by {self.own:.3g} {self.how} (a random set by {self.random:.3g}{share})"
+
+
+def checked_facts(facts: Any) -> dict[str, Any]:
+    """The facts of a selection that was read from a file.
+
+    Raises:
+        TypeError: when they are not by name, or a fact that is known here is of another kind.
+    """
+    if not isinstance(facts, dict):
+        raise TypeError(f"metadata must be values by name, got {facts!r}")
+    for name, value in facts.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name in NUMBERS and not (value is None or number):
+            raise TypeError(f"{name} in metadata must be a number, got {value!r}")
+        if name in TEXTS and not (value is None or isinstance(value, str)):
+            raise TypeError(f"{name} in metadata must be a text, got {value!r}")
+    return facts
+
+
+def compare(shift: float, newton_shift: float, facts: Mapping[str, Any]) -> list[Compared]:
+    """Every prediction that is known for the set and for a random one.
+
+    Args:
+        shift: of the set, to first order.
+        newton_shift: of the set, or NaN.
+        facts: see `prunesampler.select.selection.Selection.metadata`.
+    """
+    pairs = [
+        ("to first order", shift, facts.get("random_shift")),
+        ("after a Newton step", newton_shift, facts.get("random_newton_shift")),
+    ]
+    return [
+        Compared(how, own, float(random))
+        for how, own, random in pairs
+        if random is not None and not math.isnan(own) and not math.isnan(random)
+    ]
+
+
+def largest_ratio(pairs: list[Compared]) -> float:
+    """The least favourable of the ratios; NaN where there is none."""
+    return max((pair.ratio for pair in pairs), default=math.nan)
+
+
+def in_words(pairs: list[Compared], pruned: int, num_samples: int, facts: Mapping[str, Any]) -> str:
+    """The verdict: what the set does beside a random one, samples per parameter, and reasons.
+
+    Args:
+        pairs: what is predicted.
+        pruned: samples that go.
+        num_samples: samples in all.
+        facts: see `prunesampler.select.selection.Selection.metadata`.
+    """
+    layer = f"layer {facts['layer']!r}" if facts.get("layer") else "the scored layer"
+    parameters = facts.get("parameters")
+    room = num_samples / parameters if parameters else None
+    sentences = []
+    if not pruned:
+        sentences.append("Nothing was pruned, so there is nothing to hold against a random set.")
+    elif not pairs:
+        sentences.append("Nothing is known of random sets, so there is no verdict.")
+    else:
+        sentences.append(
+            f"The set is {_grade(largest_ratio(pairs))}: it shifts {layer} "
+            + " and ".join(map(str, pairs))
+            + "."
+        )
+    if room is not None:
+        sentences.append(
+            f"There are {room:.3g} samples for each of the {parameters} parameters of {layer}."
+        )
+    if pruned and largest_ratio(pairs) >= BETTER:
+        sentences.append(_reason(facts, room))
+    return " ".join(sentences)
+
+
+def percent(share: float) -> str:
+    """A share as per cent, to two digits where it is small."""
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
+def _grade(ratio: float) -> str:
+    if ratio < BETTER:
+        return "better than a random set"
+    return "hardly better than a random set" if ratio < HARDLY else "no better than a random set"
+
+
+def _reason(facts: Mapping[str, Any], room: float | None) -> str:
+    """Why a set may be no better than a random one."""
+    reasons = []
+    if facts.get("cost"):
+        reasons.append("the cost that was given decides beside the shift")
+    if facts.get("curvature") not in (None, EXACT):
+        reasons.append(f"the curvature is approximate ({facts['curvature']})")
+    if room is not None and room < FEW:
+        reasons.append("there are few samples per parameter, so there is little to choose")
+    if reasons:
+        return f"The usual reason is that {', and that '.join(reasons)}."
+    return (
+        "Few samples per parameter and an approximate curvature are the usual reasons; here look at "
+        "the floors per class, the constraints and the solver."
+    )

@@ -1,0 +1,1 @@
+"""The combinatorial problem, on arrays and budgets alone: which set of samples to prune."""

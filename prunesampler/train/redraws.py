@@ -1,0 +1,119 @@
+"""Selections one after another, from the same scores, to which every sample returns in time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunesampler.base.files import pack_state, unpack_state, write_atomically
+from prunesampler.base.indices import complement
+from prunesampler.base.processes import current_group, together
+from prunesampler.influence.scores import Scores
+from prunesampler.pruner import InfluencePruner
+from prunesampler.select.rotation import older
+from prunesampler.select.selection import Selection
+
+
+class Redraws:
+    """Draws from the scores at hand, and remembers who was left out for how long.
+
+    Args:
+        pruner: measures and draws.
+        folder: where rank 0 writes what was measured, once, so that states only name the file; None
+            to have it in every state.
+    """
+
+    def __init__(self, pruner: InfluencePruner, folder: Path | None = None) -> None:
+        self._pruner, self._folder = pruner, folder
+        self._file: str | None = None  # that holds the scores, named by its content
+        self._scores: Scores | None = None  # on rank 0 only
+        self._ages = torch.zeros(pruner.num_samples, dtype=torch.int64)
+
+    def draw(self, model: nn.Module, kept: Tensor, *, measure: bool) -> Selection:
+        """The next selection; call it on all processes.
+
+        Args:
+            model: as it is trained.
+            kept: indices of the samples kept so far.
+            measure: measure anew; also done when nothing is measured yet.
+        """
+        group = current_group()
+        measured = group.broadcast_bytes(bytes([self._scores is not None])) == b"\x01"
+        anew = measure or not measured
+        group.check_equal("the callbacks", repr(anew).encode(), self._ages.numpy().tobytes())
+        if anew:
+            self._scores = self._pruner.measure(model)
+            together(group, self._write)
+        if not measured:  # what is left out now was so before a run resumed
+            left_out = complement(kept, len(self._ages))
+            self._ages = older(self._ages, left_out) if len(left_out) else self._ages
+        selection = self._pruner.redraw(self._scores, self._ages, certify=anew)
+        self._ages = older(self._ages, selection.pruned)
+        return selection
+
+    def _write(self) -> None:
+        """Write the measurements into a file of their own, where there is a folder for it."""
+        if self._folder is not None and self._scores is not None:
+            data = pack_state(self._scores.state_dict())
+            self._file = None  # if writing fails, states hold the scores themselves
+            name = f"scores-{hashlib.blake2b(data, digest_size=12).hexdigest()}.safetensors"
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._folder / name, data)
+            self._file = name
+
+    def _read(self, name: str) -> Mapping[str, Any]:
+        """The measurements in a file that a state names."""
+        if self._folder is None:
+            raise ValueError(
+                f"the measurements of this state are in a file of their own, {name}: give the callback "
+                "the scores_dir= that the run had"
+            )
+        file = self._folder / Path(name).name
+        if not file.exists():
+            raise ValueError(
+                f"{file} is not there, which holds the measurements of this state; give the callback "
+                "the scores_dir= that the run had"
+            )
+        data = file.read_bytes()
+        if hashlib.blake2b(data, digest_size=12).hexdigest() not in name:
+            raise ValueError(f"{file} is damaged: its content is not what its name says")
+        return unpack_state(data)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The ages, and the measurements or the name of their file, on rank 0 only.
+
+        Measurements are ``4 n (2 C + D + 4)`` bytes.
+        """
+        return {
+            "rank": current_group().rank,
+            "ages": self._ages,
+            "scores": self._scores.state_dict() if self._scores and not self._file else None,
+            "file": self._file,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned on rank 0; on an error nothing changes.
+
+        Raises:
+            ValueError: when the state is not whole, of another dataset, or of another rank.
+        """
+        n, missing = len(self._ages), {"rank", "ages", "scores"} - set(state)
+        if missing:
+            raise ValueError(f"not a state of redraws: {sorted(missing)} missing")
+        if state["rank"] != 0 and current_group().rank == 0:
+            raise ValueError(f"the state was saved on rank {state['rank']}; load the one of rank 0")
+        ages, held = state["ages"], state["scores"]
+        if not isinstance(ages, Tensor) or ages.dtype != torch.int64 or ages.shape != (n,):
+            raise ValueError(f"the state's ages are not {n} whole numbers: a damaged checkpoint")
+        here = current_group().rank == 0
+        if here and state.get("file") is not None:
+            held = self._read(str(state["file"]))
+        self._file = state.get("file")
+        here = here and held is not None
+        self._scores = self._pruner.scores_from(held) if here else None
+        self._ages = ages.to("cpu", torch.int64)
