@@ -138,7 +138,7 @@ class Run:
         else:
             draw = next_epoch if self.method == "redrawn" else 0
             order = np.random.default_rng([options.seed, draw]).permutation(size)
-            self.sampler.restrict(order[Budget(fraction=options.fraction).size(size) :])
+            self.sampler.restrict(order[Budget(fraction=options.fraction).count_of(size) :])
 
     def train(self) -> dict[str, float]:
         """Train to the end, from the last checkpoint if it resumes; return the result."""

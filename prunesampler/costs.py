@@ -46,7 +46,7 @@ def el2n(scores: Scores) -> Tensor:
     Source: Paul et al., "Deep Learning on a Data Diet", NeurIPS 2021, definition 2.2, there averaged
     over networks; here it is of the network at hand.
     """
-    error: Tensor = scores.gradients.delta.double().norm(dim=1)
+    error: Tensor = scores.measurements.delta.double().norm(dim=1)
     return error
 
 
@@ -55,7 +55,7 @@ def grand(scores: Scores) -> Tensor:
 
     Source: Paul et al., NeurIPS 2021, definition 2.1, there of all parameters.
     """
-    return scores.gradients.rows().norms()
+    return scores.measurements.rows().norms()
 
 
 def margin(scores: Scores) -> Tensor:
@@ -64,8 +64,8 @@ def margin(scores: Scores) -> Tensor:
     Raises:
         ValueError: for other losses than cross-entropy on class indices.
     """
-    hessian = scores.gradients.hessian
-    labels = scores.gradients.labels
+    hessian = scores.measurements.hessian
+    labels = scores.measurements.labels
     if not isinstance(hessian, SoftmaxHessian) or labels is None:
         raise ValueError("margin needs cross-entropy on class indices; choose el2n or grand")
     own = torch.nn.functional.one_hot(labels, hessian.probabilities.shape[1]).bool()
@@ -87,6 +87,6 @@ def validation_loss(scores: Scores) -> Tensor:
     if scores.validation is None:
         raise ValueError("validation_loss needs validation samples: pass validation= to the pruner")
     influence = scores.influence
-    direction = influence.factor.solve(scores.validation)
+    direction = influence.factorised.apply_inverse(scores.validation)
     centred = influence.gradients.inner(direction) - (influence.mean * direction).sum()
     return centred / len(influence)

@@ -115,7 +115,7 @@ class InfluencePruner:
             collate_fn=reading.collate_fn if collate_fn is None else collate_fn,
         )
         check_objects(budget, losses, curvature, solver)
-        budget.size(self.num_samples)
+        budget.count_of(self.num_samples)
         if not 0 <= cost_weight < float("inf"):
             raise ValueError(f"cost_weight must be zero or more and finite, got {cost_weight}")
         if constraints is not None:
@@ -210,7 +210,9 @@ class InfluencePruner:
         if not len(fractions):
             raise ValueError("fractions must hold at least one fraction of the dataset to prune")
         for fraction in fractions:
-            replace(self.budget, fraction=fraction, count=None, epsilon=None).size(self.num_samples)
+            replace(self.budget, fraction=fraction, count=None, epsilon=None).count_of(
+                self.num_samples
+            )
         group = self._meeting("frontier")
         group.check_equal("the fractions", repr((list(fractions), nested)).encode())
         scores = self.measure(model)
@@ -297,7 +299,7 @@ class InfluencePruner:
         measured, *_ = self._measurer.measure(unwrap(model), datasets, group, trial=True)
         together(group, lambda: None if measured is None else self._selector.check(measured))
         if loader is not None and self.budget.epsilon is None and group.rank == 0:
-            kept = self.num_samples - self.budget.size(self.num_samples)
+            kept = self.num_samples - self.budget.count_of(self.num_samples)
             check_batches(unwrap(model), loader, kept)
 
     @property

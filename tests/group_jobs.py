@@ -86,7 +86,7 @@ def groups_made():
     made = []
     with another_group(), patch.object(dist, "new_group", wraps=dist.new_group) as new_group:
         for work in (
-            lambda: (current_group().rank, current_group().size),
+            lambda: (current_group().rank, current_group().world),
             lambda: pruner(data()).select(network()),
             lambda: pruner(data()).select(network()),
             lambda: [meeting._leave(group, os.getpid()) for group in meeting._gloo_groups.values()],

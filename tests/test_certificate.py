@@ -134,8 +134,8 @@ def test_no_gradient_is_longer_than_the_lipschitz_constant(loss):
 @pytest.mark.parametrize("seed", range(5))
 def test_the_curvature_share_is_the_smallest_generalised_eigenvalue(curvature, seed):
     samples = cross_entropy_samples(150, 3 + seed, 6)
-    full = curvature.factor(samples)
-    kept = curvature.factor(samples[torch.arange(15)], 1e-4)
+    full = curvature.factorise(samples)
+    kept = curvature.factorise(samples[torch.arange(15)], 1e-4)
     shape = samples.rows().shape
     size = shape[0] * shape[1]
     basis = torch.eye(size, dtype=torch.float64).view(size, *shape)
@@ -218,7 +218,7 @@ def test_half_the_squared_loss_distance_is_the_rise_of_a_quadratic_loss():
 
 
 def _random(influence, budget, *, seed, **unused):
-    size = budget.size(len(influence))
+    size = budget.count_of(len(influence))
     order = torch.randperm(len(influence), generator=torch.Generator().manual_seed(seed))
     pruned = order[:size].sort().values
     return Solution(pruned, influence.shift_norm(pruned))
@@ -255,21 +255,21 @@ CURVATURES = [ExactCurvature(damping=1e-3), KroneckerCurvature(damping=1e-3), Id
 def test_a_random_sets_newton_shift_is_that_of_its_own_curvature(n, curvature, metric):
     """With 76 parameters: fewer samples than that, and more."""
     samples = cross_entropy_samples(n, 5, 18)
-    influence = Influence.build(samples.rows(), curvature.factor(samples), metric=metric)
+    influence = Influence.build(samples.rows(), curvature.factorise(samples), metric=metric)
     for seed, size in ((0, n // 4), (1, n // 2), (2, 3 * n // 4)):
         pruned = torch.from_numpy(np.random.default_rng(seed).choice(n, size, replace=False))
-        kept = curvature.factor(samples[complement(pruned, n)], influence.factor.damping)
+        kept = curvature.factorise(samples[complement(pruned, n)], influence.factorised.damping)
         shift = newton_shift(kept, influence, pruned)
-        expected = float((shift * metric(influence.factor, shift)).sum().sqrt())
+        expected = float((shift * metric(influence.factorised, shift)).sum().sqrt())
         found = random_newton_shift(curvature, samples, influence, size, seed)
         assert found == pytest.approx(expected, rel=5e-3)
     assert random_newton_shift(curvature, samples, influence, 0, 0) is None
 
 
 def test_the_random_set_costs_no_second_matrix(few_digits, monkeypatch):
-    made, make = [], ExactCurvature.factor
+    made, make = [], ExactCurvature.factorised
     monkeypatch.setattr(
-        ExactCurvature, "factor", lambda c, g, d=None: made.append(len(g)) or make(c, g, d)
+        ExactCurvature, "factorise", lambda c, g, d=None: made.append(len(g)) or make(c, g, d)
     )
     selection = InfluencePruner(few_digits, budget=Budget(count=80), progress=False).select(
         nn.Sequential(nn.Linear(64, 10))

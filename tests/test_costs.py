@@ -74,10 +74,10 @@ def test_with_cost_alone_score_based_methods_come_out(head):
 def test_the_norm_and_self_influence_of_single_samples(head):
     model, data = head
     scores = pruner(data).measure(model)
-    factor, n = scores.influence.factor, len(data)
+    factor, n = scores.influence.factorised, len(data)
     centred = scores.influence.gradients.flat().double() - scores.influence.mean.flatten()
     shifts = torch.stack(
-        [factor.solve(g.view(scores.influence.mean.shape)).flatten() for g in centred]
+        [factor.apply_inverse(g.view(scores.influence.mean.shape)).flatten() for g in centred]
     )
     torch.testing.assert_close(costs.influence_norm(scores), shifts.norm(dim=1) / n)
     torch.testing.assert_close(costs.self_influence(scores), (shifts * centred).sum(1) / n)
@@ -172,7 +172,7 @@ def test_costs_that_cannot_be_had(head, digits):
         pruner(binary, losses=BinaryCrossEntropy(), cost=costs.margin).select(network)
     scores = pruner(data).measure(model)
     with pytest.raises(ValueError, match="margin needs"):
-        costs.margin(replace(scores, gradients=replace(scores.gradients, labels=None)))
+        costs.margin(replace(scores, gradients=replace(scores.measurements, labels=None)))
 
 
 def test_huge_costs_and_costs_that_are_none(head):

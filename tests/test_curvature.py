@@ -18,11 +18,11 @@ from prunesampler import (
 )
 from prunesampler.influence.conjugate import conjugate_gradients
 from prunesampler.influence.curvature import Curvature
-from prunesampler.influence.influence import IdentityFactor
+from prunesampler.influence.influence import IdentityFactorised
 from prunesampler.influence.measurements import (
     DenseHessian,
     DiagonalHessian,
-    SampleGradients,
+    Measurements,
     SoftmaxHessian,
 )
 from prunesampler.influence.rows import CHUNK
@@ -33,7 +33,7 @@ def samples(loss, targets, classes=3, features=4, n=40):
     inputs = torch.randn(n, features, dtype=torch.float64)
     weights = torch.randn(classes, features, dtype=torch.float64)
     values, delta, hessian = loss.derivatives(inputs @ weights.T, targets)
-    return SampleGradients(delta, inputs, hessian, values), weights
+    return Measurements(delta, inputs, hessian, values), weights
 
 
 LOSSES = {
@@ -61,15 +61,15 @@ def test_gauss_newton_equals_the_hessian_of_the_mean_loss(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_exact_factor_solves_and_whitens(name):
     measured, _ = samples(*LOSSES[name])
-    factor = ExactCurvature(damping=0.05).factor(measured)
+    factor = ExactCurvature(damping=0.05).factorise(measured)
     matrix = measured.gauss_newton() + 0.05 * torch.eye(len(factor.cholesky), dtype=torch.float64)
     rows = measured.rows()
     flat = rows.flat()
     expected = torch.linalg.solve(matrix, flat[0]).view(rows.shape)
-    torch.testing.assert_close(factor.solve(flat[0].view(rows.shape)), expected)
+    torch.testing.assert_close(factor.apply_inverse(flat[0].view(rows.shape)), expected)
     pair = torch.stack([flat[0], flat[1]]).view(2, *rows.shape)
-    torch.testing.assert_close(factor.solve(pair)[0], expected)
-    torch.testing.assert_close(factor.multiply(factor.solve(pair)), pair.double())
+    torch.testing.assert_close(factor.apply_inverse(pair)[0], expected)
+    torch.testing.assert_close(factor.multiply(factor.apply_inverse(pair)), pair.double())
     white = factor.whiten(rows).flat().double()
     light = min(0.05, 0.01 * float((matrix.trace() / len(matrix)) - 0.05))
     lighter = matrix + (light - 0.05) * torch.eye(len(matrix), dtype=torch.float64)
@@ -79,7 +79,7 @@ def test_exact_factor_solves_and_whitens(name):
 
 def test_default_damping_is_a_thousandth_of_the_mean_eigenvalue():
     measured, _ = samples(*LOSSES["softmax"])
-    factor = ExactCurvature().factor(measured)
+    factor = ExactCurvature().factorise(measured)
     assert factor.damping == pytest.approx(
         1e-3 * float(torch.linalg.eigvalsh(measured.gauss_newton()).mean())
     )
@@ -87,23 +87,25 @@ def test_default_damping_is_a_thousandth_of_the_mean_eigenvalue():
 
 def test_kronecker_factor_is_the_product_of_means():
     measured, _ = samples(*LOSSES["softmax"])
-    factor = KroneckerCurvature(damping=0.05).factor(measured)
+    factor = KroneckerCurvature(damping=0.05).factorise(measured)
     basis = measured.hessian.basis()
     outer = measured.hessian.dense(basis).mean(0)
     inner = measured.inputs.T @ measured.inputs / len(measured)
     dense = torch.kron(outer, inner) + 0.05 * torch.eye(8, dtype=torch.float64)
     matrix = torch.randn(2, 4, dtype=torch.float64)
     expected = torch.linalg.solve(dense, matrix.flatten()).view(2, 4)
-    torch.testing.assert_close(factor.solve(matrix), expected)
+    torch.testing.assert_close(factor.apply_inverse(matrix), expected)
 
 
 def test_kronecker_whitening_keeps_rows_rank_one_and_evens_out_the_curvature():
     measured, _ = samples(*LOSSES["softmax"])
-    factor = KroneckerCurvature(damping=1e-8).factor(measured)
+    factor = KroneckerCurvature(damping=1e-8).factorise(measured)
     rows = factor.whiten(measured.rows())
     assert rows.shape == (2, 4)
     white = rows.flat().double()
-    solved = torch.stack([factor.solve(g.view(2, 4)).flatten() for g in measured.rows().flat()])
+    solved = torch.stack(
+        [factor.apply_inverse(g.view(2, 4)).flatten() for g in measured.rows().flat()]
+    )
     expected = measured.rows().flat() @ solved.T
     torch.testing.assert_close(white @ white.T, expected, rtol=1e-2, atol=1e-2)
 
@@ -111,13 +113,13 @@ def test_kronecker_whitening_keeps_rows_rank_one_and_evens_out_the_curvature():
 def test_identity_curvature_ignores_the_samples():
     measured, _ = samples(*LOSSES["softmax"])
     matrix = torch.randn(2, 4, dtype=torch.float64)
-    assert torch.equal(IdentityCurvature().factor(measured).solve(matrix), matrix)
+    assert torch.equal(IdentityCurvature().factorise(measured).apply_inverse(matrix), matrix)
 
 
 def test_above_the_limit_the_error_names_size_and_choices():
     measured, _ = samples(*LOSSES["softmax"])
     with pytest.raises(ValueError, match=r"R = 2 \* 4 = 8, above max_size=7.*KroneckerCurvature"):
-        ExactCurvature(max_size=7).factor(measured)
+        ExactCurvature(max_size=7).factorise(measured)
 
 
 @pytest.mark.parametrize("curvature", [ExactCurvature, KroneckerCurvature])
@@ -129,9 +131,9 @@ def test_negative_damping_is_refused(curvature):
 def test_a_concave_loss_is_refused():
     measured, _ = samples(*LOSSES["squares"])
     bent = DenseHessian(-torch.eye(3, dtype=torch.float64).expand(40, 3, 3))
-    concave = SampleGradients(measured.delta, measured.inputs, bent, measured.losses)
+    concave = Measurements(measured.delta, measured.inputs, bent, measured.losses)
     with pytest.raises(ValueError, match="not positive definite"):
-        ExactCurvature(damping=0.01).factor(concave)
+        ExactCurvature(damping=0.01).factorise(concave)
 
 
 def test_small_damping_beside_large_inputs_is_computed_in_double_precision():
@@ -139,25 +141,25 @@ def test_small_damping_beside_large_inputs_is_computed_in_double_precision():
     inputs = 255 * torch.rand(500, 600)
     outputs, labels = torch.randn(500, 3), torch.arange(500) % 3
     values, delta, hessian = CrossEntropy().derivatives(outputs, labels)
-    single = SampleGradients(delta, inputs, hessian, values)
+    single = Measurements(delta, inputs, hessian, values)
     double = single.map(lambda t: t[0].double())
     matrix = torch.randn(2, 600, dtype=torch.float64)
     curvature = ExactCurvature(damping=1e-6)
-    found, expected = (curvature.factor(s).solve(matrix) for s in (single, double))
+    found, expected = (curvature.factorise(s).apply_inverse(matrix) for s in (single, double))
     assert (found - expected).norm() <= 1e-3 * expected.norm()
 
 
 def without_curvature(measured, hessian=True):
     flat = DenseHessian(torch.zeros(40, 3, 3, dtype=torch.float64)) if hessian else measured.hessian
     inputs = measured.inputs if hessian else torch.zeros_like(measured.inputs)
-    return SampleGradients(measured.delta, inputs, flat, measured.losses)
+    return Measurements(measured.delta, inputs, flat, measured.losses)
 
 
 @pytest.mark.parametrize("curvature", [ExactCurvature, KroneckerCurvature])
 def test_a_loss_without_curvature_is_told_as_such(curvature):
     nothing = without_curvature(samples(*LOSSES["softmax"])[0])
     for made in (curvature(), curvature(damping=0.0)):
-        for call in (made.factor, lambda few, made=made: made.check(few, 10**6)):
+        for call in (made.factorised, lambda few, made=made: made.check(few, 10**6)):
             with pytest.raises(
                 ValueError, match=r"no curvature in the layer's output \(as L1"
             ) as told:
@@ -167,14 +169,14 @@ def test_a_loss_without_curvature_is_told_as_such(curvature):
     given = curvature(damping=0.5)
     given.check(nothing, 10**6)
     matrix = torch.randn(nothing.shape, dtype=torch.float64)
-    torch.testing.assert_close(given.factor(nothing).solve(matrix), matrix / 0.5)
+    torch.testing.assert_close(given.factorise(nothing).apply_inverse(matrix), matrix / 0.5)
 
 
 @pytest.mark.parametrize("curvature", [ExactCurvature(), KroneckerCurvature()])
 def test_a_layer_without_inputs_is_told_as_such(curvature):
     dead = without_curvature(samples(*LOSSES["softmax"])[0], hessian=False)
     with pytest.raises(ValueError, match="every input of the layer is zero"):
-        curvature.factor(dead)
+        curvature.factorise(dead)
 
 
 def test_a_trial_batch_shows_that_a_loss_has_no_curvature(few_digits):
@@ -203,20 +205,18 @@ def test_what_is_the_default_is_not_advised():
     measured, _ = samples(*LOSSES["squares"])
     values = torch.ones(40, 3, dtype=torch.float64)
     values[:, 2] = -0.9
-    saddle = SampleGradients(
-        measured.delta, measured.inputs, DiagonalHessian(values), measured.losses
-    )
+    saddle = Measurements(measured.delta, measured.inputs, DiagonalHessian(values), measured.losses)
     with pytest.raises(ValueError, match="mean eigenvalue by default") as told:
-        ExactCurvature().factor(saddle)
+        ExactCurvature().factorise(saddle)
     assert "None" not in str(told.value)
     with pytest.raises(ValueError, match="or None for the default"):
-        ExactCurvature(damping=1e-3).factor(saddle)
+        ExactCurvature(damping=1e-3).factorise(saddle)
 
 
 def test_kronecker_needs_some_damping():
     measured, _ = samples(*LOSSES["softmax"])
     with pytest.raises(ValueError, match="positive damping, got 0; .* or None for the default"):
-        KroneckerCurvature(damping=0.0).factor(measured)
+        KroneckerCurvature(damping=0.0).factorise(measured)
 
 
 HESSIANS = {
@@ -256,10 +256,10 @@ def test_single_precision_and_several_chunks_hardly_change_a_product():
 def test_one_exact_inverse_needs_no_matrix(few, damping, monkeypatch):
     """Fewer samples than the 76 parameters, and more."""
     everyone = cross_entropy_samples(600, 5, 18)
-    near, some = ExactCurvature(damping=damping).factor(everyone), everyone[torch.arange(few)]
+    near, some = ExactCurvature(damping=damping).factorise(everyone), everyone[torch.arange(few)]
     matrix = some.rows().sum() / few
-    expected = ExactCurvature().factor(some, damping).solve(matrix)
-    monkeypatch.setattr(SampleGradients, "gauss_newton", None)
+    expected = ExactCurvature().factorise(some, damping).apply_inverse(matrix)
+    monkeypatch.setattr(Measurements, "gauss_newton", None)
     found = ExactCurvature().apply_inverse_once(some, matrix, near)
     assert float(found.norm()) == pytest.approx(float(expected.norm()), rel=5e-3)
     if few > 76 or damping > 1e-3:
@@ -269,15 +269,15 @@ def test_one_exact_inverse_needs_no_matrix(few, damping, monkeypatch):
 @pytest.mark.parametrize("curvature", [KroneckerCurvature(), IdentityCurvature()])
 def test_one_approximate_inverse_is_that_of_the_factor(curvature):
     everyone = cross_entropy_samples(200, 4, 6)
-    near, some = curvature.factor(everyone), everyone[torch.arange(50)]
+    near, some = curvature.factorise(everyone), everyone[torch.arange(50)]
     matrix = torch.randn(some.shape, dtype=torch.float64)
-    expected = curvature.factor(some, near.damping).solve(matrix)
+    expected = curvature.factorise(some, near.damping).apply_inverse(matrix)
     assert torch.equal(curvature.apply_inverse_once(some, matrix, near), expected)
 
 
 class OwnCurvature(Curvature):
-    def factor(self, gradients, damping=None):
-        return IdentityFactor(damping or 0.0)
+    def factorise(self, gradients, damping=None):
+        return IdentityFactorised(damping or 0.0)
 
 
 def test_a_curvature_of_ones_own_writes_one_method(few_digits):
@@ -334,7 +334,7 @@ def test_labels_that_some_batches_lack_are_lost_for_all():
     measured, _ = samples(*LOSSES["softmax"])
     labelled = replace(measured, labels=torch.arange(40) % 3)
     for parts in ([labelled, measured], [measured, labelled], [measured, measured]):
-        both = SampleGradients.cat(parts)
+        both = Measurements.cat(parts)
         assert both.labels is None
         assert len(both[torch.tensor([79])]) == 1  # was an IndexError: 40 labels of 80 samples
-    assert SampleGradients.cat([labelled, labelled]).labels.tolist() == 2 * labelled.labels.tolist()
+    assert Measurements.cat([labelled, labelled]).labels.tolist() == 2 * labelled.labels.tolist()

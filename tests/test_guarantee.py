@@ -39,7 +39,7 @@ def additions(influence, pruned, allowed):
 @pytest.mark.parametrize("curvature", CURVATURES)
 def test_the_set_is_feasible_and_nothing_can_be_added(solver, metric, curvature):
     samples = cross_entropy_samples(120, 3, 4)
-    influence = Influence.build(samples.rows(), curvature.factor(samples), metric=metric)
+    influence = Influence.build(samples.rows(), curvature.factorise(samples), metric=metric)
     draws = [torch.randperm(120, generator=torch.Generator().manual_seed(s))[:30] for s in range(9)]
     random = sum(influence.shift_norm(pruned) for pruned in draws) / 9
     for share in (0.003, 0.05, 0.5):
@@ -152,7 +152,7 @@ def test_a_set_as_large_as_it_may_be_is_not_measured_sample_by_sample(monkeypatc
 
 def test_groups_of_a_large_layer_are_measured_in_bounded_memory(monkeypatch):
     samples = cross_entropy_samples(120, 3, 4)
-    influence = Influence.build(samples.rows(), ExactCurvature(damping=1e-3).factor(samples))
+    influence = Influence.build(samples.rows(), ExactCurvature(damping=1e-3).factorise(samples))
     constraints = Constraints(groups=torch.arange(120) // 2)
     budget = Budget(epsilon=0.05, max_fraction=0.8)
     expected = quick[0](influence, budget, constraints=constraints)

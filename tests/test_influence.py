@@ -11,8 +11,8 @@ from prunesampler import (
     loss_distance,
     parameter_distance,
 )
-from prunesampler.influence.influence import IdentityFactor, Influence
-from prunesampler.influence.measurements import SampleGradients
+from prunesampler.influence.influence import IdentityFactorised, Influence
+from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.rows import CHUNK, DENSE_BYTES, RankOne, matrices_at_a_time
 
 
@@ -37,19 +37,19 @@ def test_sums_over_several_chunks():
     torch.testing.assert_close(rows.sum(), dense)
 
 
-def cross_entropy_samples(n: int, classes: int, features: int) -> SampleGradients:
+def cross_entropy_samples(n: int, classes: int, features: int) -> Measurements:
     torch.manual_seed(1)
     inputs = torch.cat([torch.randn(n, features), torch.ones(n, 1)], dim=1)
     outputs, labels = torch.randn(n, classes), torch.randint(0, classes, (n,))
     values, delta, hessian = CrossEntropy().derivatives(outputs, labels)
-    return SampleGradients(delta, inputs, hessian, values, labels)
+    return Measurements(delta, inputs, hessian, values, labels)
 
 
 def test_influence_equals_dense_float64_algebra():
     n, classes, features = 300, 4, 6
     samples = cross_entropy_samples(n, classes, features)
     damping = 1e-3
-    factor = ExactCurvature(damping=damping).factor(samples)
+    factor = ExactCurvature(damping=damping).factorise(samples)
     influence = Influence.build(samples.rows(), factor)
 
     # The same with every matrix written out in all C * D parameters, no basis, no Cholesky.
@@ -69,7 +69,7 @@ def test_influence_equals_dense_float64_algebra():
 
 def test_centred_influences_sum_to_zero_and_literal_ones_do_not():
     samples = cross_entropy_samples(50, 3, 4)
-    factor = ExactCurvature(damping=0.1).factor(samples)
+    factor = ExactCurvature(damping=0.1).factorise(samples)
     everything = torch.arange(50)
     centred = Influence.build(samples.rows(), factor)
     literal = Influence.build(samples.rows(), factor, center=False)
@@ -88,9 +88,11 @@ def test_vectors_become_centred_influence():
 
 def test_identity_factor_changes_nothing():
     rows = random_rows(4, 2, 3)
-    factor = IdentityFactor()
+    factor = IdentityFactorised()
     assert torch.equal(factor.whiten(rows).left, rows.left)
-    assert torch.equal(factor.solve(torch.ones(2, 3)), torch.ones(2, 3, dtype=torch.float64))
+    assert torch.equal(
+        factor.apply_inverse(torch.ones(2, 3)), torch.ones(2, 3, dtype=torch.float64)
+    )
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 10**6))
@@ -136,17 +138,17 @@ def test_matrices_written_out_take_bounded_memory(k, d):
 def test_sample_squares_are_those_of_one_solve_per_sample(curvature, metric, center):
     samples = cross_entropy_samples(60, 4, 5)
     influence = Influence.build(
-        samples.rows(), curvature.factor(samples), center=center, metric=metric
+        samples.rows(), curvature.factorise(samples), center=center, metric=metric
     )
     dense = samples.rows().flat().double().view(60, *influence.gradients.shape) - influence.mean
-    shifts = torch.stack([influence.factor.solve(g) for g in dense])
-    expected = torch.stack([(x * metric(influence.factor, x)).sum() for x in shifts])
+    shifts = torch.stack([influence.factorised.apply_inverse(g) for g in dense])
+    expected = torch.stack([(x * metric(influence.factorised, x)).sum() for x in shifts])
     torch.testing.assert_close(influence.sample_squares(), expected)
 
 
 def test_a_metric_of_ones_own_has_sample_squares_too():
     samples = cross_entropy_samples(60, 4, 5)
-    factor = KroneckerCurvature(damping=1e-3).factor(samples)
+    factor = KroneckerCurvature(damping=1e-3).factorise(samples)
     twice = Influence.build(samples.rows(), factor, metric=lambda factor, shift: 4 * shift)
     once = Influence.build(samples.rows(), factor)
     torch.testing.assert_close(twice.sample_squares(), 4 * once.sample_squares())
@@ -154,7 +156,7 @@ def test_a_metric_of_ones_own_has_sample_squares_too():
 
 def test_sample_squares_of_a_large_kronecker_head_write_no_row_out(monkeypatch):
     samples = cross_entropy_samples(3000, 40, 30)
-    factor = KroneckerCurvature(damping=1e-3).factor(samples)
+    factor = KroneckerCurvature(damping=1e-3).factorise(samples)
     influence = Influence.build(samples.rows(), factor)
     some = torch.tensor([0, 1500, 2999])
     expected = [influence.squares((influence.gradient_sum(i[None]))[None]) for i in some]

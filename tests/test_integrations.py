@@ -104,11 +104,11 @@ def test_what_comes_before_the_objects_reaches_them(objects, model):
     late.log_to(print)
     assert len(other.kept) == 200
     late.meet("a trainer")
-    assert late.pruning.schedule.epochs == 7
+    assert late.pruning.plan.epochs == 7
     assert late.pruning.log is print
     assert other.kept.tolist() == kept.tolist()
     late.expect_epochs(None)
-    assert late.pruning.schedule.epochs is None
+    assert late.pruning.plan.epochs is None
 
 
 def test_measurements_go_into_a_folder_of_their_own(objects, model, tmp_path):

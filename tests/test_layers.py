@@ -1,4 +1,4 @@
-"""A file imports only from the rows before its own."""
+"""The house: a folder imports only from the floors below its own."""
 
 import ast
 import re
@@ -6,41 +6,53 @@ from pathlib import Path
 
 import prunesampler
 
-ROWS = [
-    {"batches", "budget", "checks", "conjugate", "epoch_iterator", "files", "heads", "isolation"},
-    {"kernels", "meeting", "positions", "rows", "verdict"},
-    {"constraints", "distributed", "factors", "influence", "orders", "reading", "samples", "taps"},
-    {"schedule", "selection"},
-    {"curvature", "frontier", "losses", "probing", "problem", "report", "sampler", "scores"},
-    {"certificate", "costs", "counting", "gradients", "guarantee", "loaders", "plan", "rotation"},
-    {"search"},
-    {"measuring", "solvers", "watch"},
-    {"annealing", "arguments", "choosing", "exchange", "selector"},
+FLOORS = [
+    {"base"},
+    {"influence"},
+    {"measure", "solve", "costs"},
+    {"select"},
+    {"sampling", "report"},
     {"pruner"},
-    {"redraws"},
-    {"callback"},
+    {"train"},
+    {"integrations"},
     {"__init__"},
 ]
+"""Folders, and the files beside them, from the ground up."""
 PACKAGE = Path(prunesampler.__file__).parent
 
 
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prunesampler."):
-            yield node.module.split(".")[1]
+def modules():
+    """Every module of the package by its dotted name, such as ``solve.budget``, and what it imports."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+        ours = [n.module for n in nodes if (n.module or "").startswith("prunesampler.")]
+        found[name] = {module.removeprefix("prunesampler.") for module in ours}
+    return found
 
 
-def test_arrows_point_one_way():
-    row = {name: number for number, names in enumerate(ROWS) for name in names}
-    files = {path.stem: path for path in PACKAGE.glob("*.py")}
-    assert set(files) == set(row)
-    for name, path in files.items():
-        for other in imports(path):
-            assert row[other] < row[name], f"{name} must not import {other}"
+def test_folders_import_downward_only():
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    assert {name.split(".")[0] for name in modules()} == set(floor)
+    for name, imported in modules().items():
+        here = name.split(".")[0]
+        for other in imported:
+            there = other.split(".")[0]
+            down = floor[there] < floor[here] or there == here
+            assert down, f"{name} must not import {other}: {there}/ is not below {here}/"
 
 
-def test_names_are_sorted_and_there():
-    assert sorted(prunesampler.__all__) == prunesampler.__all__
+def test_nothing_imports_in_a_circle():
+    left = modules()
+    while left:
+        free = {name for name, imported in left.items() if not imported & set(left)}
+        assert free, f"these import each other in a circle: {sorted(left)}"
+        left = {name: imported for name, imported in left.items() if name not in free}
+
+
+def test_every_public_name_is_there():
+    assert sorted(set(prunesampler.__all__)) == prunesampler.__all__
     assert all(hasattr(prunesampler, name) for name in prunesampler.__all__)
 
 
@@ -49,6 +61,7 @@ def test_nothing_global():
     for pattern in (
         r"np\.random\.seed",
         r"\brandom\.seed",
+        r"torch\.manual_seed\(",
         r"\bprint\(",
         "basicConfig",
         "import pickle",

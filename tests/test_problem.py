@@ -16,7 +16,7 @@ from prunesampler import (
     exhaustive,
 )
 from prunesampler.solve.problem import Problem
-from prunesampler.train.epochs import Schedule
+from prunesampler.train.epochs import EpochsPlan
 from prunesampler.train.steps import planned_lengths
 
 SOLVERS = [anneal, exchange, exhaustive, cheapest]
@@ -89,7 +89,7 @@ def test_groups_of_many_sizes_come_near_the_budget():
     groups = torch.repeat_interleave(torch.arange(60), sizes)
     influence, n = influence_of(len(groups), 3), len(groups)
     found = anneal(influence, Budget(fraction=0.4), constraints=Constraints(groups=groups))
-    size = Budget(fraction=0.4).size(n)
+    size = Budget(fraction=0.4).count_of(n)
     assert size - int(sizes.median()) < len(found.pruned) <= size
     drawn = torch.randperm(n, generator=torch.Generator().manual_seed(1))[:size]
     assert found.norm < 0.1 * influence.shift_norm(drawn)
@@ -184,7 +184,7 @@ def test_lone_samples_fill_what_groups_leave_open(solver, count):
 @pytest.mark.parametrize("solver", [anneal, exchange])
 def test_groups_with_rank_one_rows(solver):
     samples = cross_entropy_samples(200, 3, 4)
-    influence = Influence.build(samples.rows(), KroneckerCurvature().factor(samples))
+    influence = Influence.build(samples.rows(), KroneckerCurvature().factorise(samples))
     constraints = Constraints(groups=torch.arange(200) // 4)
     found = solver(influence, Budget(fraction=0.4), constraints=constraints, moves=50_000)
     drawn = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:80]
@@ -223,7 +223,7 @@ def test_the_last_seed_is_one():
         assert len(solver(influence_of(6), Budget(count=3), seed=2**64 - 1, moves=10).pruned) == 3
 
 
-SCHEDULE = Schedule(1, None, None, 0, 3)
+SCHEDULE = EpochsPlan(1, None, None, 0, 3)
 
 
 @pytest.mark.parametrize("solver", [anneal, exchange, cheapest])

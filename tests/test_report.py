@@ -15,7 +15,7 @@ from prunesampler import Budget, ExactCurvature, InfluencePruner, Selection
 from prunesampler.report.text import figures, summary
 
 FACTS = {
-    "scoring_seconds": 4.0, "curvature_seconds": 2.0, "solving_seconds": 1.0,
+    "measuring_seconds": 4.0, "curvature_seconds": 2.0, "solving_seconds": 1.0,
     "certificate_seconds": 3.0, "curvature": "ExactCurvature", "damping": 0.01, "parameters": 2,
     "random_shift": 2.0, "random_newton_shift": 3.0, "layer": "fc", "cost": False,
 }  # fmt: skip

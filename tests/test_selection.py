@@ -74,7 +74,7 @@ def test_what_is_no_number(arguments, message):
     ],
 )
 def test_sizes_are_met_exactly(budget, n, size):
-    assert budget.size(n) == size
+    assert budget.count_of(n) == size
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_sizes_are_met_exactly(budget, n, size):
 )  # fmt: skip
 def test_budgets_that_prune_nothing_or_everything(budget, n):
     with pytest.raises(ValueError, match="ask for 1 to 9"):
-        budget.size(n)
+        budget.count_of(n)
 
 
 def test_floors():

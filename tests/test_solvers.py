@@ -130,7 +130,7 @@ def test_exhaustive_equals_a_plain_loop():
 @given(seed=st.integers(0, 10**6), floor=st.integers(0, 3))
 def test_every_set_obeys_budget_and_floors_and_its_norm_is_its_own(solver, seed, floor):
     influence, budget = random_problem(seed, most=10)
-    n, size = len(influence), budget.size(len(influence))
+    n, size = len(influence), budget.count_of(len(influence))
     labels = torch.arange(n) % 3
     floors = torch.bincount(labels).clamp(max=floor)
     budget = Budget(count=size, min_per_class=floor)
@@ -197,7 +197,7 @@ def test_an_epsilon_that_nothing_meets_prunes_nothing():
 
 def test_searching_in_whitened_coordinates_lowers_the_shift_in_parameter_units():
     samples = cross_entropy_samples(400, 4, 5)
-    factor = ExactCurvature(damping=1e-3).factor(samples)
+    factor = ExactCurvature(damping=1e-3).factorise(samples)
     influence = Influence.build(samples.rows(), factor)
     drawn = torch.randperm(400, generator=torch.Generator().manual_seed(0))[:160].sort().values
     found = quick_anneal(influence, Budget(fraction=0.4))

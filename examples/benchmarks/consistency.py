@@ -54,7 +54,7 @@ class Head(NamedTuple):
 
 def predicted_change(scores: Scores, pruned: Tensor) -> Tensor:
     """Of the weights, shape (C, d + 1): the influence leaves out what softmax does not see."""
-    return scores.gradients.hessian.basis() @ scores.influence.shift(pruned)
+    return scores.measurements.hessian.basis() @ scores.influence.shift(pruned)
 
 
 def row(head: Head, predicted: Tensor, after: Head) -> Row:

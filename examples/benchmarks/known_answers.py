@@ -55,7 +55,7 @@ class Problem:
         self.gradients = HeadGradients("0", CrossEntropy())(self.model, self.data[:])
         self.curvature = ExactCurvature(damping=PENALTY)
         self.influence = Influence.build(
-            self.gradients.rows(), self.curvature.factor(self.gradients)
+            self.gradients.rows(), self.curvature.factorise(self.gradients)
         )
         self.basis = self.gradients.hessian.basis()
 
@@ -68,7 +68,7 @@ class Problem:
 
     def newton(self, pruned: Tensor) -> Tensor:
         kept = self.gradients[complement(pruned, len(self.y))]
-        factor = self.curvature.factor(kept, PENALTY)
+        factor = self.curvature.factorise(kept, PENALTY)
         return self.basis @ newton_shift(factor, self.influence, pruned)
 
     def random(self, fraction: float, draw: int) -> Tensor:

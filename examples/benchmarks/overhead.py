@@ -81,7 +81,7 @@ def measure(images: int, samples: int, repeats: int) -> dict[str, float]:
     forward, scoring = [], []
     for _ in range(repeats):
         forward.append(seconds_forward(model, pictures.tensors[0]))
-        scoring.append(select(pictures, model).metadata["scoring_seconds"])
+        scoring.append(select(pictures, model).metadata["measuring_seconds"])
     scale = samples / images
     head, data = nn.Sequential(nn.Linear(FEATURES, CLASSES)), features(samples)
     with PeakMemory() as memory:

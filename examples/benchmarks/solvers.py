@@ -38,7 +38,7 @@ from prunesampler import (
     cheapest,
     exchange,
 )
-from prunesampler import search as search_settings
+from prunesampler.solve import search as search_settings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from features import Features
@@ -50,13 +50,13 @@ Method = Callable[[Influence, Budget, int], Tensor]
 
 def rows_of(influence: Influence) -> np.ndarray:
     """The search's rows, centred, in units of their mean norm, float64 (n, R)."""
-    rows = influence.search.flat().double() - influence.search_mean.flatten()
+    rows = influence.whitened.flat().double() - influence.whitened_mean.flatten()
     return (rows / rows.norm(dim=1).mean()).numpy()
 
 
 def random_set(influence: Influence, budget: Budget, seed: int) -> Tensor:
     n = len(influence)
-    drawn = np.random.default_rng(seed).choice(n, budget.size(n), replace=False)
+    drawn = np.random.default_rng(seed).choice(n, budget.count_of(n), replace=False)
     return torch.from_numpy(np.sort(drawn))
 
 
@@ -70,7 +70,7 @@ def greedy(influence: Influence, budget: Budget, seed: int, batch: int) -> Tenso
     rows = rows_of(influence).astype(np.float32)
     squares = (rows**2).sum(1)
     free, total = np.ones(len(rows), bool), np.zeros(rows.shape[1], np.float32)
-    size, chosen = budget.size(len(rows)), 0
+    size, chosen = budget.count_of(len(rows)), 0
     while chosen < size:
         value = np.where(free, 2 * rows @ total + squares, np.inf)
         best = np.argpartition(value, min(batch, size - chosen))[: min(batch, size - chosen)]
@@ -86,7 +86,7 @@ def balancing(influence: Influence, budget: Budget, seed: int) -> Tensor:
     the shortest rows.
     """
     rows = rows_of(influence)
-    n, size = len(rows), budget.size(len(rows))
+    n, size = len(rows), budget.count_of(len(rows))
     share = size / n
     wide = np.hstack([rows, np.full((n, 1), 0.05)])
     total, pruned = np.zeros(wide.shape[1]), np.zeros(n, bool)
@@ -104,7 +104,7 @@ def balancing(influence: Influence, budget: Budget, seed: int) -> Tensor:
 def numpy_annealing(influence: Influence, budget: Budget, seed: int, moves: int) -> Tensor:
     """Plain simulated annealing, one swap at a time in Python, as one would write it first."""
     rows, rng = rows_of(influence).astype(np.float32), np.random.default_rng(seed)
-    size = budget.size(len(rows))
+    size = budget.count_of(len(rows))
     order = rng.permutation(len(rows))
     total = rows[order[:size]].sum(0)
     norm = float(np.linalg.norm(total))
@@ -125,7 +125,7 @@ def relaxation(influence: Influence, budget: Budget, seed: int) -> Tensor:
     linear objective, larger for longer rows, picks a vertex whose broken samples are short rows.
     """
     rows, rng = rows_of(influence), np.random.default_rng(seed)
-    size = budget.size(len(rows))
+    size = budget.count_of(len(rows))
     equal = np.vstack([rows.T, np.ones(len(rows))])
     target = np.append(np.zeros(rows.shape[1]), size)
     objective = rng.choice([-1.0, 1.0], len(rows)) * np.linalg.norm(rows, axis=1)
@@ -216,7 +216,7 @@ def build(features: Features, penalty: float, samples: int | None) -> Influence:
         model[0].weight.copy_(weights[:, :-1])
         model[0].bias.copy_(weights[:, -1])
     measured = HeadGradients("0", CrossEntropy())(model, (features.x.float(), features.y))
-    return Influence.build(measured.rows(), ExactCurvature(damping=penalty).factor(measured))
+    return Influence.build(measured.rows(), ExactCurvature(damping=penalty).factorise(measured))
 
 
 def show(results: list[dict], title: str) -> None:
@@ -276,7 +276,7 @@ if __name__ == "__main__":
     anneal(influence, Budget(count=9), moves=1)  # compiles
     exchange(influence, Budget(count=9), moves=1)
     found = measure(influence, given)
-    dimensions = influence.search.shape[0] * influence.search.shape[1]
+    dimensions = influence.whitened.shape[0] * influence.whitened.shape[1]
     heading = f"n = {len(influence):,}, R = {dimensions}, {given.fraction:.0%} pruned"
     show(found, heading)
     if given.json:

@@ -39,7 +39,7 @@ class Group(Protocol):
         """Of this process."""
 
     @property
-    def size(self) -> int:
+    def world(self) -> int:
         """Number of processes."""
 
     def meet(self, call: str) -> None:
@@ -73,7 +73,7 @@ class LocalGroup:
     """One process."""
 
     rank = 0
-    size = 1
+    world = 1
 
     def meet(self, call: str) -> None:
         """Nobody to wait for."""
@@ -110,7 +110,7 @@ class ProcessGroup:
 
     def __init__(self) -> None:
         self.rank = dist.get_rank()
-        self.size = dist.get_world_size()
+        self.world = dist.get_world_size()
 
     def meet(self, call: str) -> None:
         """Wait for all ranks to begin this call.
@@ -118,7 +118,7 @@ class ProcessGroup:
         Raises:
             RuntimeError: when some do not come in time, or begin another call.
         """
-        wait_for_all(self.rank, self.size, call)
+        wait_for_all(self.rank, self.world, call)
         self.check_equal("the calls", call.encode())
 
     def gather(self, rows: Tensor, places: list[Tensor]) -> Tensor | None:
@@ -129,7 +129,7 @@ class ProcessGroup:
         Raises:
             RuntimeError: when rank 0 has no room for them.
         """
-        shape, group = rows.shape[1:], gloo_group(self.rank, self.size)
+        shape, group = rows.shape[1:], gloo_group(self.rank, self.world)
 
         def make_room() -> Tensor | None:
             total = sum(map(len, places))
@@ -143,7 +143,7 @@ class ProcessGroup:
                     dist.send(_flat_bytes(part), 0, group=group)
             return None
         everyone[places[0]] = rows.to("cpu")
-        for rank in range(1, self.size):
+        for rank in range(1, self.world):
             for place in torch.split(places[rank], step):
                 part = rows.new_empty((len(place), *shape), device="cpu")
                 if part.numel():
@@ -193,8 +193,8 @@ class ProcessGroup:
 
     def _numbers(self, mine: int) -> list[int]:
         """Every rank's number, by rank."""
-        numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(numbers, torch.tensor([mine]), group=gloo_group(self.rank, self.size))
+        numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        dist.all_gather(numbers, torch.tensor([mine]), group=gloo_group(self.rank, self.world))
         return [int(number) for number in numbers]
 
     def _bytes_from(self, rank: int, data: bytes) -> bytes:
@@ -210,7 +210,7 @@ class ProcessGroup:
     def _send_from(self, rank: int, tensor: Tensor) -> None:
         """Overwrite a tensor on the CPU with one rank's."""
         if tensor.numel():
-            dist.broadcast(tensor, rank, group=gloo_group(self.rank, self.size))
+            dist.broadcast(tensor, rank, group=gloo_group(self.rank, self.world))
 
 
 def _flat_bytes(tensor: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ def current_group() -> Group:
     return LocalGroup()
 
 
-def check_shares(processes: int, num_replicas: int) -> None:
+def check_world(processes: int, num_replicas: int) -> None:
     """Check that accelerate, and it alone, shares out the samples over the processes at hand.
 
     Args:
@@ -244,9 +244,9 @@ def check_shares(processes: int, num_replicas: int) -> None:
             f"the sampler has num_replicas={num_replicas}, but accelerate shares out the batches "
             "itself; leave it at 1"
         )
-    if processes != current_group().size:
+    if processes != current_group().world:
         raise ValueError(
-            f"the accelerator has {processes} processes, torch.distributed {current_group().size}; "
+            f"the accelerator has {processes} processes, torch.distributed {current_group().world}; "
             "create the Accelerator before the callback"
         )
 

@@ -8,15 +8,16 @@ from torch import Tensor
 
 from prunesampler.base.indices import complement
 from prunesampler.influence.curvature import Curvature
-from prunesampler.influence.influence import Factor, Influence, length
-from prunesampler.influence.measurements import SampleGradients
+from prunesampler.influence.factorised import Factorised
+from prunesampler.influence.influence import Influence
+from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.rows import CHUNK
 
 LANCZOS_STEPS, LANCZOS_TOLERANCE = 80, 1e-4
 """Most steps towards the smallest eigenvalue, and the relative change at which they end."""
 
 
-def newton_shift(kept: Factor, influence: Influence, pruned: Tensor) -> Tensor:
+def newton_shift(kept: Factorised, influence: Influence, pruned: Tensor) -> Tensor:
     """Change of the parameters by one Newton step on the kept samples, shape (K, D), float64.
 
     ``H_kept^-1 sum over S of (g_i - gbar) / (n - m)``: the first-order shift with the curvature of
@@ -29,10 +30,12 @@ def newton_shift(kept: Factor, influence: Influence, pruned: Tensor) -> Tensor:
         influence: of all samples.
         pruned: indices of the samples that go.
     """
-    return kept.solve(influence.gradient_sum(pruned)) / (len(influence) - len(pruned))
+    return kept.apply_inverse(influence.gradient_sum(pruned)) / (len(influence) - len(pruned))
 
 
-def curvature_share(kept: Factor, full: Factor, shape: tuple[int, int], seed: int = 0) -> float:
+def curvature_share(
+    kept: Factorised, full: Factorised, shape: tuple[int, int], seed: int = 0
+) -> float:
     """Smallest generalised eigenvalue of the kept samples' curvature against that of all.
 
     The kept samples' mean loss curves, in every direction, at least by this share of what the mean
@@ -64,7 +67,7 @@ def curvature_share(kept: Factor, full: Factor, shape: tuple[int, int], seed: in
         vector, image = vector / scale, image / scale
         vectors.append(vector)
         images.append(image)
-        vector = kept.solve(image)
+        vector = kept.apply_inverse(image)
         diagonal.append(float((vector * image).sum()))
         before, largest = largest, _largest(diagonal, beside[1:])
         if abs(largest - before) <= LANCZOS_TOLERANCE * largest:
@@ -114,21 +117,21 @@ def loss_bound(bound: float, inputs: Tensor, lipschitz: float) -> float:
 
 
 def kept_curvature(
-    curvature: Curvature, gradients: SampleGradients, influence: Influence, pruned: Tensor
-) -> tuple[Factor, float]:
+    curvature: Curvature, measurements: Measurements, influence: Influence, pruned: Tensor
+) -> tuple[Factorised, float]:
     """Curvature of the samples that stay, and its share of the full one (`curvature_share`).
 
     Args:
         curvature: how it is factorised.
-        gradients: measurements of all samples.
+        measurements: measurements of all samples.
         influence: of all samples.
         pruned: indices of the samples that go; with none the curvature is the full one.
     """
-    full = influence.factor
+    full = influence.factorised
     if not len(pruned):
         return full, 1.0
-    kept = curvature.factor(gradients[complement(pruned, len(gradients))], full.damping)
-    return kept, curvature_share(kept, full, gradients.shape)
+    kept = curvature.factorise(measurements[complement(pruned, len(measurements))], full.damping)
+    return kept, curvature_share(kept, full, measurements.shape)
 
 
 def random_shift(influence: Influence, size: int, seed: int, draws: int = 5) -> float:
@@ -146,7 +149,7 @@ def random_shift(influence: Influence, size: int, seed: int, draws: int = 5) -> 
 
 
 def random_newton_shift(
-    curvature: Curvature, gradients: SampleGradients, influence: Influence, size: int, seed: int
+    curvature: Curvature, measurements: Measurements, influence: Influence, size: int, seed: int
 ) -> float | None:
     """Norm of the Newton shift of one random set, or None for the empty one.
 
@@ -155,7 +158,7 @@ def random_newton_shift(
 
     Args:
         curvature: of the selection that is held against it.
-        gradients: measurements of all samples.
+        measurements: measurements of all samples.
         influence: of all samples.
         size: samples to prune.
         seed: of the draw.
@@ -165,6 +168,6 @@ def random_newton_shift(
     n = len(influence)
     pruned = torch.from_numpy(np.random.default_rng(seed).choice(n, size, replace=False))
     step = curvature.apply_inverse_once(
-        gradients[complement(pruned, n)], influence.gradient_sum(pruned), influence.factor
+        measurements[complement(pruned, n)], influence.gradient_sum(pruned), influence.factorised
     )
-    return length(influence.metric, influence.factor, step / (n - size))
+    return influence.norm(step / (n - size))

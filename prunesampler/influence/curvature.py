@@ -14,9 +14,13 @@ import torch
 from torch import Tensor
 
 from prunesampler.influence.conjugate import conjugate_gradients
-from prunesampler.influence.factors import ExactFactor, KroneckerFactor
-from prunesampler.influence.influence import Factor, IdentityFactor
-from prunesampler.influence.measurements import DenseHessian, SampleGradients
+from prunesampler.influence.factorised import (
+    ExactFactorised,
+    Factorised,
+    IdentityFactorised,
+    KroneckerFactorised,
+)
+from prunesampler.influence.measurements import DenseHessian, Measurements
 
 SINGLE = 1e-5
 """Damping below this share of the largest diagonal entry would drown in float32 rounding."""
@@ -32,33 +36,33 @@ class Curvature(Protocol):
     A curvature of your own inherits from this class and writes `factor`; the rest follows.
     """
 
-    def factor(self, gradients: SampleGradients, damping: float | None = None) -> Factor:
+    def factorise(self, measurements: Measurements, damping: float | None = None) -> Factorised:
         """Factorise the curvature of these samples.
 
         Args:
-            gradients: the measured samples.
+            measurements: the measured samples.
             damping: use this instead of the curvature's own setting.
         """
 
     def apply_inverse_once(
-        self, gradients: SampleGradients, matrix: Tensor, near: Factor
+        self, measurements: Measurements, matrix: Tensor, near: Factorised
     ) -> Tensor:
         """``H^-1 matrix`` with the curvature of these samples, for this one matrix.
 
         For a single matrix there may be a cheaper way than to factorise; the answer means the same.
 
         Args:
-            gradients: the measured samples.
+            measurements: the measured samples.
             matrix: shape (K, D).
             near: a factorised curvature that resembles theirs, of the same kind; its damping is used.
         """
-        return self.factor(gradients, near.damping).solve(matrix)
+        return self.factorise(measurements, near.damping).apply_inverse(matrix)
 
-    def check(self, gradients: SampleGradients, num_samples: int) -> None:
+    def check(self, measurements: Measurements, num_samples: int) -> None:
         """Find out from a few samples what would fail with all of them; here nothing.
 
         Args:
-            gradients: measurements of any of the samples.
+            measurements: measurements of any of the samples.
             num_samples: how many there are in all.
 
         Raises:
@@ -86,17 +90,17 @@ class ExactCurvature(Curvature):
     def __post_init__(self) -> None:
         _check_damping(self.damping)
 
-    def check(self, gradients: SampleGradients, num_samples: int) -> None:
+    def check(self, measurements: Measurements, num_samples: int) -> None:
         """Check the size R of the matrix, and that there can be curvature, from any samples.
 
         Raises:
             ValueError: when R is above ``max_size``, or these samples show that the loss has none.
         """
-        self._check_size(gradients, num_samples)
-        check_loss_curves(gradients, self.damping)
+        self._check_size(measurements, num_samples)
+        check_loss_curves(measurements, self.damping)
 
-    def _check_size(self, gradients: SampleGradients, num_samples: int) -> None:
-        rows, columns = gradients.shape
+    def _check_size(self, measurements: Measurements, num_samples: int) -> None:
+        rows, columns = measurements.shape
         size = rows * columns
         if size > self.max_size:
             raise ValueError(
@@ -106,21 +110,23 @@ class ExactCurvature(Curvature):
                 "KroneckerCurvature() (an approximation), a smaller layer, or a larger max_size"
             )
 
-    def factor(self, gradients: SampleGradients, damping: float | None = None) -> ExactFactor:
+    def factorise(
+        self, measurements: Measurements, damping: float | None = None
+    ) -> ExactFactorised:
         """Factorise the mean GGN.
 
         Raises:
             ValueError: when R is above ``max_size``, or the curvature is not positive definite.
         """
         given = self.damping if damping is None else damping
-        self._check_size(gradients, len(gradients))
-        check_curved(gradients, given)
-        matrix = gradients.gauss_newton()
+        self._check_size(measurements, len(measurements))
+        check_curved(measurements, given)
+        matrix = measurements.gauss_newton()
         size, largest = len(matrix), float(matrix.diagonal().max())
         chosen = _first(given, DEFAULT_DAMPING * float(matrix.trace()) / size)
         if chosen < SINGLE * largest:
             del matrix
-            matrix = gradients.gauss_newton(torch.float64)
+            matrix = measurements.gauss_newton(torch.float64)
         light = max(SINGLE * largest, min(chosen, SEARCH_DAMPING * float(matrix.trace()) / size))
         matrix.diagonal().add_(light)
         search, _ = torch.linalg.cholesky_ex(matrix)
@@ -134,10 +140,10 @@ class ExactCurvature(Curvature):
                 + (", which is 1e-3 of the mean eigenvalue by default" if given is None else "")
                 + (", or None for the default" if self.damping is not None else "")
             )
-        return ExactFactor(cholesky, search, chosen)
+        return ExactFactorised(cholesky, search, chosen)
 
     def apply_inverse_once(
-        self, gradients: SampleGradients, matrix: Tensor, near: Factor
+        self, measurements: Measurements, matrix: Tensor, near: Factorised
     ) -> Tensor:
         """``H^-1 matrix`` by conjugate gradients on the GGN itself, with ``near`` to start from.
 
@@ -146,9 +152,9 @@ class ExactCurvature(Curvature):
         """
 
         def product(direction: Tensor) -> Tensor:
-            return gradients.curvature_product(direction) + near.damping * direction
+            return measurements.curvature_product(direction) + near.damping * direction
 
-        return conjugate_gradients(product, matrix, near.solve)
+        return conjugate_gradients(product, matrix, near.apply_inverse)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,31 +177,33 @@ class KroneckerCurvature(Curvature):
     def __post_init__(self) -> None:
         _check_damping(self.damping)
 
-    def check(self, gradients: SampleGradients, num_samples: int) -> None:
+    def check(self, measurements: Measurements, num_samples: int) -> None:
         """Check that there is curvature.
 
         Raises:
             ValueError: when these samples have none at all.
         """
         del num_samples
-        check_loss_curves(gradients, self.damping)
+        check_loss_curves(measurements, self.damping)
 
-    def factor(self, gradients: SampleGradients, damping: float | None = None) -> KroneckerFactor:
+    def factorise(
+        self, measurements: Measurements, damping: float | None = None
+    ) -> KroneckerFactorised:
         """Factorise both small matrices.
 
         Raises:
             ValueError: when the damping is zero, or no damping is given and the curvature is zero.
         """
         given = self.damping if damping is None else damping
-        check_curved(gradients, given)
-        left, right = (torch.linalg.eigh(part) for part in gradients.kronecker_factors())
+        check_curved(measurements, given)
+        left, right = (torch.linalg.eigh(part) for part in measurements.kronecker_factors())
         chosen = _first(given, DEFAULT_DAMPING * float(left[0].mean() * right[0].mean()))
         if chosen <= 0:
             raise ValueError(
                 f"the Kronecker curvature needs a positive damping, got {chosen:.3g}; give damping="
                 + (", or None for the default" if given is not None else "")
             )
-        return KroneckerFactor(
+        return KroneckerFactorised(
             left[0].clamp(min=0), left[1], right[0].clamp(min=0), right[1], chosen
         )
 
@@ -204,13 +212,15 @@ class KroneckerCurvature(Curvature):
 class IdentityCurvature(Curvature):
     """No curvature: influence is the centred gradient over n. A baseline, and for tests."""
 
-    def factor(self, gradients: SampleGradients, damping: float | None = None) -> IdentityFactor:
+    def factorise(
+        self, measurements: Measurements, damping: float | None = None
+    ) -> IdentityFactorised:
         """The identity, whatever the samples."""
-        del gradients, damping
-        return IdentityFactor()
+        del measurements, damping
+        return IdentityFactorised()
 
 
-def check_loss_curves(gradients: SampleGradients, damping: float | None) -> None:
+def check_loss_curves(measurements: Measurements, damping: float | None) -> None:
     """Check from a few samples that a loss of the user's own has curvature.
 
     Closed forms have it, if not with a network that is certain of these samples for the moment.
@@ -218,11 +228,11 @@ def check_loss_curves(gradients: SampleGradients, damping: float | None) -> None
     Raises:
         ValueError: see :func:`check_curved`.
     """
-    if isinstance(gradients.hessian, DenseHessian):
-        check_curved(gradients, damping)
+    if isinstance(measurements.hessian, DenseHessian):
+        check_curved(measurements, damping)
 
 
-def check_curved(gradients: SampleGradients, damping: float | None) -> None:
+def check_curved(measurements: Measurements, damping: float | None) -> None:
     """Check that there is curvature, or a damping in its place.
 
     Raises:
@@ -230,17 +240,17 @@ def check_curved(gradients: SampleGradients, damping: float | None) -> None:
     """
     if damping:
         return
-    if not any(chunk.hessian.total().any() for chunk in gradients.chunks()):
+    if not any(chunk.hessian.total().any() for chunk in measurements.chunks()):
         raise ValueError(
-            f"the curvature of all {len(gradients)} samples measured is zero: the loss has no "
+            f"the curvature of all {len(measurements)} samples measured is zero: the loss has no "
             "curvature in the layer's output (as L1, or Huber's loss far from its target, or a "
             "softmax that is certain of every answer), so no influence can be had from it; score "
             "with a smooth loss, as losses=SquaredError(), or give the curvature damping=, the "
             "weight decay in use, or take curvature=IdentityCurvature()"
         )
-    if not gradients.inputs.any():
+    if not measurements.inputs.any():
         raise ValueError(
-            f"the curvature of all {len(gradients)} samples measured is zero: every input of the "
+            f"the curvature of all {len(measurements)} samples measured is zero: every input of the "
             "layer is zero, so it has learnt nothing yet; choose another layer with head=, or give "
             "the curvature damping=, the weight decay in use"
         )

@@ -19,72 +19,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from prunesampler.influence.factorised import Factorised, IdentityFactorised
 from prunesampler.influence.rows import RankOne
 
-
-class Factor(Protocol):
-    """A factorised curvature ``H`` of shape (K*D, K*D), damping included."""
-
-    @property
-    def damping(self) -> float:
-        """Multiple of the identity that was added to the curvature."""
-
-    def solve(self, matrix: Tensor) -> Tensor:
-        """``H^-1`` applied to a matrix of shape (K, D), or to a stack of them, in float64."""
-
-    def multiply(self, matrix: Tensor) -> Tensor:
-        """``H`` applied to a matrix of shape (K, D), or to a stack of them, in float64."""
-
-    def whiten(self, rows: RankOne) -> RankOne:
-        """Rows in coordinates where the curvature is about the identity: ``L^-1 g``, ``H = L L^T``.
-
-        Solvers search there because all directions weigh the same. Any invertible map keeps
-        "the sum is zero" true; reported norms never come from here.
-        """
-
-    def squares(self, rows: RankOne, mean: Tensor, power: int) -> Tensor | None:
-        """``(g_i - mean)^T H^-power (g_i - mean)`` for every row, shape (n,), float64.
-
-        None where no closed form is known; then every row takes a solve of its own.
-
-        Args:
-            rows: n matrices ``g_i`` of shape (K, D).
-            mean: shape (K, D), float64.
-            power: 1 or 2.
-        """
-
-
-Metric = Callable[[Factor, Tensor], Tensor]
+Metric = Callable[[Factorised, Tensor], Tensor]
 """How long a shift is: the metric's matrix applied to a shift, or to a stack of them.
 
-The squared norm of a shift x is its inner product with ``metric(factor, x)``.
+The squared norm of a shift x is its inner product with ``metric(factorised, x)``.
 """
 
 
-def parameter_distance(factor: Factor, shift: Tensor) -> Tensor:
+def parameter_distance(factorised: Factorised, shift: Tensor) -> Tensor:
     """The paper's metric: Euclidean distance of the parameters."""
-    del factor
+    del factorised
     return shift
 
 
-def loss_distance(factor: Factor, shift: Tensor) -> Tensor:
+def loss_distance(factorised: Factorised, shift: Tensor) -> Tensor:
     """The curvature's norm, ``sqrt(x^T H x)``: it does not depend on how parameters are scaled.
 
     Half its square is the predicted rise of the regularised training loss above its minimum.
     """
-    return factor.multiply(shift)
-
-
-def length(metric: Metric, factor: Factor, shift: Tensor) -> float:
-    """Norm of a shift, shape (K, D), in a metric."""
-    if metric is parameter_distance:
-        return float(shift.norm())
-    return float((shift * metric(factor, shift)).sum().clamp(min=0).sqrt())
+    return factorised.multiply(shift)
 
 
 @dataclass(frozen=True)
@@ -94,24 +54,24 @@ class Influence:
     Args:
         gradients: per-sample gradients, n rank-one matrices of shape (K, D).
         mean: what is subtracted from every gradient, shape (K, D), float64.
-        factor: the factorised curvature.
-        search: the whitened gradients, float32, whatever their shape.
-        search_mean: what is subtracted from every row of ``search``, float64.
-        metric: what a norm is, in budgets and reports; the search is in ``search`` whatever it is.
+        factorised: the curvature, factorised.
+        whitened: the gradients whitened, float32, of any shape; solvers search among these.
+        whitened_mean: what is subtracted from every whitened row, float64.
+        metric: the norm of budgets and reports. It does not change where solvers search.
     """
 
     gradients: RankOne
     mean: Tensor
-    factor: Factor
-    search: RankOne
-    search_mean: Tensor
+    factorised: Factorised
+    whitened: RankOne
+    whitened_mean: Tensor
     metric: Metric = parameter_distance
 
     @classmethod
     def build(
         cls,
         gradients: RankOne,
-        factor: Factor,
+        factorised: Factorised,
         *,
         center: bool = True,
         metric: Metric = parameter_distance,
@@ -120,14 +80,14 @@ class Influence:
 
         Args:
             gradients: per-sample gradients, shape (K, D) each.
-            factor: curvature of the same parameters.
+            factorised: curvature of the same parameters.
             center: subtract the mean gradient. ``False`` gives the paper's literal vectors.
             metric: `parameter_distance` or `loss_distance`.
         """
-        search = factor.whiten(gradients)
-        share = 1.0 / len(gradients) if center else 0.0
-        mean, search_mean = gradients.sum() * share, search.sum() * share
-        return cls(gradients, mean, factor, search, search_mean, metric)
+        whitened = factorised.whiten(gradients)
+        weight = 1.0 / len(gradients) if center else 0.0
+        mean, whitened_mean = gradients.sum() * weight, whitened.sum() * weight
+        return cls(gradients, mean, factorised, whitened, whitened_mean, metric)
 
     @classmethod
     def from_vectors(cls, vectors: Tensor) -> Influence:
@@ -136,7 +96,7 @@ class Influence:
         The group shift is then ``n / (n - m)`` times the sum of ``vectors[i] - mean``.
         """
         rows = RankOne.from_vectors((vectors - vectors.mean(0)) * len(vectors))
-        return cls.build(rows, IdentityFactor())
+        return cls.build(rows, IdentityFactorised())
 
     def __len__(self) -> int:
         """Number of samples n."""
@@ -152,11 +112,17 @@ class Influence:
         Args:
             pruned: indices, int64, shape (m,), m < n.
         """
-        return self.factor.solve(self.gradient_sum(pruned)) / (len(self) - len(pruned))
+        return self.factorised.apply_inverse(self.gradient_sum(pruned)) / (len(self) - len(pruned))
 
     def shift_norm(self, pruned: Tensor) -> float:
         """Norm of :meth:`shift`: in the units of the parameters, unless the metric is another."""
-        return length(self.metric, self.factor, self.shift(pruned))
+        return self.norm(self.shift(pruned))
+
+    def norm(self, shift: Tensor) -> float:
+        """Norm, in the metric, of a change of the parameters, shape (K, D)."""
+        if self.metric is parameter_distance:
+            return float(shift.norm())
+        return float((shift * self.metric(self.factorised, shift)).sum().clamp(min=0).sqrt())
 
     def products(self, gradient: Tensor) -> Tensor:
         """Inner product, in the metric, of every ``H^-1 (g_i - gbar)`` with ``H^-1 gradient``.
@@ -167,47 +133,25 @@ class Influence:
         Returns:
             Shape (n,), float64. One solve for all n: nothing of size (n, K * D) is made.
         """
-        dual = self.factor.solve(self.metric(self.factor, self.factor.solve(gradient)))
+        dual = self.factorised.apply_inverse(
+            self.metric(self.factorised, self.factorised.apply_inverse(gradient))
+        )
         return self.gradients.inner(dual) - (self.mean * dual).sum()
 
     def squares(self, gradients: Tensor) -> Tensor:
         """Squared norm, in the metric, of ``H^-1`` times each of a stack of gradients (b, K, D)."""
-        shifts = self.factor.solve(gradients)
-        return (shifts * self.metric(self.factor, shifts)).sum((1, 2))
+        shifts = self.factorised.apply_inverse(gradients)
+        return (shifts * self.metric(self.factorised, shifts)).sum((1, 2))
 
     def sample_squares(self) -> Tensor:
         """:meth:`squares` of every centred gradient, shape (n,), in bounded memory."""
         closed = None
         if self.metric is parameter_distance:
-            closed = self.factor.squares(self.gradients, self.mean, 2)
+            closed = self.factorised.squares(self.gradients, self.mean, 2)
         elif self.metric is loss_distance:
-            closed = self.factor.squares(self.gradients, self.mean, 1)
+            closed = self.factorised.squares(self.gradients, self.mean, 1)
         if closed is not None:
             return closed
         return torch.cat(
             [self.squares(dense - self.mean) for dense in self.gradients.dense_chunks()]
         )
-
-
-@dataclass(frozen=True)
-class IdentityFactor:
-    """The identity as curvature: influence is the centred gradient over n."""
-
-    damping: float = 0.0
-
-    def solve(self, matrix: Tensor) -> Tensor:
-        """The matrix itself, in float64."""
-        return matrix.double()
-
-    def multiply(self, matrix: Tensor) -> Tensor:
-        """The matrix itself, in float64."""
-        return matrix.double()
-
-    def whiten(self, rows: RankOne) -> RankOne:
-        """The rows themselves, in float32."""
-        return RankOne(rows.left.float(), rows.right.float())
-
-    def squares(self, rows: RankOne, mean: Tensor, power: int) -> Tensor:
-        """Squared distance of every row from ``mean``, shape (n,), float64."""
-        del power
-        return rows.squares(mean, torch.ones_like(mean))

@@ -151,7 +151,7 @@ def helmert(size: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SampleGradients:
+class Measurements:
     """Everything about the scored layer that n samples have, and nothing else.
 
     Memory: ``4 n (2 C + D + 4)`` bytes with cross-entropy in float32.
@@ -174,10 +174,10 @@ class SampleGradients:
         """Number of samples n."""
         return len(self.delta)
 
-    def __getitem__(self, index: Tensor | slice) -> SampleGradients:
+    def __getitem__(self, index: Tensor | slice) -> Measurements:
         return self.map(lambda tensors: tensors[0][index])
 
-    def chunks(self) -> Iterator[SampleGradients]:
+    def chunks(self) -> Iterator[Measurements]:
         """Consecutive slices of at most ``CHUNK`` samples."""
         for start in range(0, len(self), CHUNK):
             yield self[start : start + CHUNK]
@@ -240,8 +240,8 @@ class SampleGradients:
         return basis.T @ outer @ basis / len(self), inner / len(self)
 
     def map(
-        self, change: Callable[[list[Tensor]], Tensor], others: Sequence[SampleGradients] = ()
-    ) -> SampleGradients:
+        self, change: Callable[[list[Tensor]], Tensor], others: Sequence[Measurements] = ()
+    ) -> Measurements:
         """Apply a function to every tensor, together with the same tensors of ``others``.
 
         Labels that some of them lack are lost for all.
@@ -253,7 +253,7 @@ class SampleGradients:
         hessian = type(self.hessian)(**{k: change([t[k] for t in held]) for k in held[0]})
         known = [s.labels for s in all_of_them if s.labels is not None]
         labels = change(known) if len(known) == len(all_of_them) else None
-        return SampleGradients(**fields, hessian=hessian, labels=labels)
+        return Measurements(**fields, hessian=hessian, labels=labels)
 
     def signature(self) -> list[tuple[tuple[int, ...], str]]:
         """Shape per sample and type of every tensor, to compare between ranks."""
@@ -267,7 +267,7 @@ class SampleGradients:
         return found
 
     @staticmethod
-    def cat(parts: Sequence[SampleGradients]) -> SampleGradients:
+    def cat(parts: Sequence[Measurements]) -> Measurements:
         """Put measurements of several batches behind one another.
 
         Labels are known only where every batch has them.

@@ -14,8 +14,8 @@ from prunesampler.influence.influence import Influence
 from prunesampler.influence.measurements import (
     DenseHessian,
     DiagonalHessian,
+    Measurements,
     OutputHessian,
-    SampleGradients,
     SoftmaxHessian,
 )
 
@@ -29,7 +29,7 @@ class Scores:
     """All that selecting needs; selections of any size can be taken from it, again and again.
 
     Args:
-        gradients: measurements of the n samples.
+        measurements: what was measured of the n samples.
         influence: of the same samples.
         labels: class of every sample from 0 on, int64, shape (n,), or None where unknown.
         validation: mean gradient of the validation samples, shape (K, D), float64, or None.
@@ -37,7 +37,7 @@ class Scores:
         layer: name of the scored layer in the model, or None where it is not known.
     """
 
-    gradients: SampleGradients
+    measurements: Measurements
     influence: Influence
     labels: Tensor | None
     validation: Tensor | None
@@ -46,7 +46,7 @@ class Scores:
 
     def state_dict(self) -> dict[str, Any]:
         """Measurements as plain tensors; the influence is built anew from them."""
-        held = self.gradients
+        held = self.measurements
         return {
             "delta": held.delta,
             "inputs": held.inputs,
@@ -91,7 +91,7 @@ def read_layer(state: Mapping[str, Any]) -> str | None:
 
 def read_measurements(
     state: Mapping[str, Any], num_samples: int
-) -> tuple[SampleGradients, Tensor | None]:
+) -> tuple[Measurements, Tensor | None]:
     """Measurements and validation gradient from :meth:`Scores.state_dict`.
 
     Raises:
@@ -100,22 +100,27 @@ def read_measurements(
     try:
         hessian = HESSIANS[state["hessian"]](**state["hessian_tensors"])
         names = ("delta", "inputs", "losses")
-        gradients = SampleGradients(
+        measurements = Measurements(
             **{name: state[name] for name in names}, hessian=hessian, labels=state["labels"]
         )
         validation = state["validation"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"not the measurements of a pruner: {error!r}") from error
-    tensors = [gradients.delta, gradients.inputs, gradients.losses, *hessian.tensors.values()]
+    tensors = [
+        measurements.delta,
+        measurements.inputs,
+        measurements.losses,
+        *hessian.tensors.values(),
+    ]
     if not all(isinstance(t, Tensor) and len(t) == num_samples for t in tensors):
         raise ValueError(
             f"the measurements are not of the {num_samples} samples of this dataset; resume with the "
             "dataset of the checkpoint"
         )
-    labels, width = gradients.labels, gradients.delta.shape[-1]
+    labels, width = measurements.labels, measurements.delta.shape[-1]
     whole = labels is None or (labels.dtype == torch.int64 and labels.shape == (num_samples,))
-    if not whole or gradients.delta.dim() != 2 or width != len(hessian.basis()):
+    if not whole or measurements.delta.dim() != 2 or width != len(hessian.basis()):
         raise ValueError("the measurements' labels or outputs do not fit together")
     if not all(bool(torch.isfinite(t).all()) for t in tensors):
         raise ValueError("the measurements hold numbers that are not finite: a damaged checkpoint")
-    return gradients, validation
+    return measurements, validation

@@ -14,7 +14,7 @@ from prunesampler.pruner import InfluencePruner
 from prunesampler.sampling.sampler import InfluencePrunedSampler
 from prunesampler.select.selection import Selection
 from prunesampler.train.callback import PruningCallback
-from prunesampler.train.epochs import Schedule
+from prunesampler.train.epochs import EpochsPlan
 
 
 def require(packages: tuple[str, ...], minimum: str, extra: str) -> None:
@@ -99,7 +99,7 @@ class HoldsPruning:
             scores_dir=scores_dir,
             on_error=on_error,
         )
-        self._schedule = Schedule(warmup_epochs, refresh_every, redraw_every, final_full_epochs)
+        self._schedule = EpochsPlan(warmup_epochs, refresh_every, redraw_every, final_full_epochs)
         self._planned = self._schedule  # the same, once the length of the run is known
         self._trainer: Any = None  # once it is known
         self._log: Callable[[dict[str, float], int], Any] | None = None
@@ -137,7 +137,7 @@ class HoldsPruning:
         """Learn from the framework how long the run is, or that it does not know."""
         self._planned = self._schedule if epochs is None else self._schedule.lasting(epochs)
         if self._held is not None:
-            self._held.schedule = self._planned
+            self._held.plan = self._planned
 
     def log_to(self, log: Callable[[dict[str, float], int], Any]) -> None:
         """Give the figures of every selection, and the step, to this function."""
@@ -179,7 +179,7 @@ class HoldsPruning:
     def _hold(self) -> PruningCallback:
         """Make the callback, and give it what came before there was one."""
         made = self._make(*self._objects())
-        made.schedule, made.log, made.managed = self._planned, self._log, True
+        made.plan, made.log, made.managed = self._planned, self._log, True
         made.selection = self._before
         if self._trainer is not None:
             made.sampler.called()  # it will be: no need to wait for it

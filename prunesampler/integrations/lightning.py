@@ -205,7 +205,7 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
         if not by_batches or budget.epsilon is not None or not trainer.limit_val_batches:
             return
         n, batches = self.sampler.num_samples, trainer.num_training_batches
-        kept = self.sampler.length(n - budget.size(n))
+        kept = self.sampler.length(n - budget.count_of(n))
         pruned = math.ceil(batches * kept / len(self.sampler))
         if interval > pruned:
             raise ValueError(

@@ -166,7 +166,7 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
     def _batches(self, args: TrainingArguments) -> int:
         """Batches of a pruned epoch on one process."""
         n = self.sampler.num_samples
-        kept = self.sampler.length(n - self.pruning.pruner.budget.size(n))
+        kept = self.sampler.length(n - self.pruning.pruner.budget.count_of(n))
         return optimiser_steps(
             [kept],
             batch_size=args.train_batch_size,

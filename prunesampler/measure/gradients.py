@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from prunesampler.influence.measurements import DenseHessian, SampleGradients
+from prunesampler.influence.measurements import DenseHessian, Measurements
 from prunesampler.measure.batches import classes_in
 from prunesampler.measure.heads import (
     PER_TOKEN,
@@ -47,7 +47,7 @@ CHECKED = 1e-2
 class GradientSource(Protocol):
     """Measures the samples of one batch."""
 
-    def __call__(self, model: nn.Module, batch: Any) -> SampleGradients:
+    def __call__(self, model: nn.Module, batch: Any) -> Measurements:
         """Gradients of every sample in the batch, in its order."""
 
 
@@ -67,7 +67,7 @@ class HeadGradients:
     head: nn.Module | str
     losses: Losses = field(default_factory=CrossEntropy)
 
-    def __call__(self, model: nn.Module, batch: Any) -> SampleGradients:
+    def __call__(self, model: nn.Module, batch: Any) -> Measurements:
         """Measure one batch.
 
         Args:
@@ -94,7 +94,7 @@ class HeadGradients:
                 else:
                     outputs, weights = closed
                     derivatives = self.losses.derivatives(outputs, targets)
-        return SampleGradients(
+        return Measurements(
             derivatives.delta,
             _summed_inputs(tap, weights),
             derivatives.hessian,

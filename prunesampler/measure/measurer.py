@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from prunesampler.base.checks import dataset_size, warn
 from prunesampler.base.processes import Group, together
 from prunesampler.base.progress import progress_bar
-from prunesampler.influence.measurements import SampleGradients
+from prunesampler.influence.measurements import Measurements
 from prunesampler.measure.batches import to_device
 from prunesampler.measure.gradients import GradientSource, HeadGradients, check_gradient
 from prunesampler.measure.heads import Losses, find_head
@@ -59,7 +59,7 @@ class Measurer:
         group: Group,
         *,
         trial: bool = False,
-    ) -> list[SampleGradients | None]:
+    ) -> list[Measurements | None]:
         """Measurements of all samples of each dataset, in its order, on rank 0; None elsewhere.
 
         Args:
@@ -75,13 +75,13 @@ class Measurer:
         """
         some = [self._samples(dataset, group, trial) for dataset in datasets]
         device = together(group, lambda: model_device(model))
-        if group.size > 1:
+        if group.world > 1:
             group.check_equal("the models", together(group, lambda: fingerprint(model)))
         with untouched(model, group.broadcast):
             shares = together(
                 group,
                 lambda: [
-                    self._share(model, device, group, dataset, samples, trial)
+                    self._part(model, device, group, dataset, samples, trial)
                     for dataset, samples in zip(datasets, some, strict=True)
                 ],
             )
@@ -94,9 +94,9 @@ class Measurer:
     def _samples(self, dataset: Dataset[Any], group: Group, trial: bool) -> Sequence[int]:
         """Indices of the samples to measure, ascending: all, or a batch per process."""
         size = dataset_size(dataset)
-        return spread(size, self.reading.batch_size * group.size) if trial else range(size)
+        return spread(size, self.reading.batch_size * group.world) if trial else range(size)
 
-    def _share(
+    def _part(
         self,
         model: nn.Module,
         device: torch.device,
@@ -104,12 +104,12 @@ class Measurer:
         dataset: Dataset[Any],
         samples: Sequence[int],
         trial: bool,
-    ) -> SampleGradients:
+    ) -> Measurements:
         """This rank's share of the samples, on the CPU, in ascending order."""
         with explained():
             source = self._source(model, device, dataset)
-            grid = Grid(samples, self.reading.batch_size, group.rank, group.size)
-            parts: list[SampleGradients] = []
+            grid = Grid(samples, self.reading.batch_size, group.rank, group.world)
+            parts: list[Measurements] = []
             total, shown = len(grid.places()), self.progress and group.rank == 0
             with (
                 self.reading.batches(dataset, grid) as batches,
@@ -124,21 +124,21 @@ class Measurer:
                 first = self.reading.items(dataset, samples[: self.reading.batch_size])
                 batch = self._batch(first, device)
                 parts = [source(model, batch).map(lambda t: t[0][:0].cpu())]
-        return SampleGradients.cat(parts)
+        return Measurements.cat(parts)
 
     def _batch(self, items: list[Any], device: torch.device) -> Any:
         # A copy, since a collate function may take items apart.
         return to_device(self.reading.collate_fn(copied(items)), device)
 
     def _gather(
-        self, mine: SampleGradients, group: Group, samples: Sequence[int]
-    ) -> SampleGradients | None:
+        self, mine: Measurements, group: Group, samples: Sequence[int]
+    ) -> Measurements | None:
         """All samples in dataset order on rank 0, None elsewhere."""
-        if group.size == 1:
+        if group.world == 1:
             return mine
         places = [
-            Grid(samples, self.reading.batch_size, rank, group.size).places()
-            for rank in range(group.size)
+            Grid(samples, self.reading.batch_size, rank, group.world).places()
+            for rank in range(group.world)
         ]
 
         def collect(tensors: list[Tensor]) -> Tensor:
@@ -202,7 +202,7 @@ def _name_of(model: nn.Module, head: nn.Module | str | None) -> str | None:
     return next((name for name, module in model.named_modules() if module is head), None)
 
 
-def _check_measured(part: SampleGradients, indices: list[int], *, finite: bool) -> None:
+def _check_measured(part: Measurements, indices: list[int], *, finite: bool) -> None:
     """Check a batch's measurements, naming samples."""
     if len(part) != len(indices):
         raise ValueError(

@@ -23,7 +23,7 @@ def check_objects(budget: object, losses: object, curvature: object, solver: obj
             f"losses must be a function (model, batch) -> one loss per sample, got {losses!r}; use "
             "CrossEntropy(), BinaryCrossEntropy() or SquaredError() of prunesampler, or your own"
         )
-    needed = ("factor", "check", "apply_inverse_once")
+    needed = ("factorise", "check", "apply_inverse_once")
     whole = all(hasattr(curvature, name) for name in needed)
     if curvature is not None and (isinstance(curvature, type) or not whole):
         raise TypeError(

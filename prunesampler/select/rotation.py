@@ -55,7 +55,7 @@ def rotated(problem: Problem, ages: Tensor, constraints: Constraints | None) -> 
     out = (age < boundary) & pruned & (not guarantee)
     given = constraints or Constraints()
     return Constraints(
-        keep=torch.cat([problem.bound, _samples(problem, back)]),
+        keep=torch.cat([problem.held, _samples(problem, back)]),
         prune=torch.cat([problem.forced, _samples(problem, out)]),
         groups=given.groups,
     )

@@ -22,8 +22,9 @@ from prunesampler.influence.certificate import (
     random_shift,
 )
 from prunesampler.influence.curvature import Curvature
-from prunesampler.influence.influence import Factor, Influence, Metric, length
-from prunesampler.influence.measurements import SampleGradients
+from prunesampler.influence.factorised import Factorised
+from prunesampler.influence.influence import Influence, Metric
+from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.scores import Scores, class_labels
 from prunesampler.select.rotation import feasible, rotated
 from prunesampler.select.selection import Selection
@@ -38,7 +39,7 @@ class Candidate(NamedTuple):
     """A solution, the curvature of the samples that it keeps, and its share of the full one."""
 
     solution: Solution
-    kept: Factor
+    kept: Factorised
     share: float
 
 
@@ -76,17 +77,17 @@ class Selector:
 
     def scores(
         self,
-        gradients: SampleGradients,
+        measurements: Measurements,
         validation: Tensor | None,
-        scoring_seconds: float,
+        measuring_seconds: float,
         layer: str | None = None,
     ) -> Scores:
         """Factorise the curvature and build the influence.
 
         Args:
-            gradients: measurements of all samples.
+            measurements: measurements of all samples.
             validation: mean gradient of the validation samples, or None.
-            scoring_seconds: what measuring took.
+            measuring_seconds: what measuring took.
             layer: name of the scored layer, or None where it is not known.
 
         Raises:
@@ -95,25 +96,25 @@ class Selector:
         """
         started = time.perf_counter()
         labels = class_labels(
-            gradients.labels if self.labels is None else self.labels, self.num_samples
+            measurements.labels if self.labels is None else self.labels, self.num_samples
         )
-        factor = self.curvature.factor(gradients)
+        factor = self.curvature.factorise(measurements)
         influence = Influence.build(
-            gradients.rows(), factor, center=self.center, metric=self.metric
+            measurements.rows(), factor, center=self.center, metric=self.metric
         )
-        seconds = {"scoring_seconds": scoring_seconds, "curvature_seconds": _since(started)}
-        return Scores(gradients, influence, labels, validation, seconds, layer)
+        seconds = {"measuring_seconds": measuring_seconds, "curvature_seconds": _since(started)}
+        return Scores(measurements, influence, labels, validation, seconds, layer)
 
-    def check(self, gradients: SampleGradients) -> None:
+    def check(self, measurements: Measurements) -> None:
         """Find out from a few samples' measurements what could not be selected from all of them.
 
         Raises:
             ValueError: when the curvature refuses a layer of this size or has nothing to work on,
                 or a label is below zero.
         """
-        if gradients.labels is not None:
-            checked_labels(gradients.labels, len(gradients))
-        self.curvature.check(gradients, self.num_samples)
+        if measurements.labels is not None:
+            checked_labels(measurements.labels, len(measurements))
+        self.curvature.check(measurements, self.num_samples)
 
     def select(self, scores: Scores, progress: Progress | None) -> Selection:
         """Solve the selection problem and certify the answer.
@@ -204,20 +205,18 @@ class Selector:
             del found  # its matrices are large, and more of them are to come
             found, again = self._curved(scores, refused, share, progress)
         pruned = found.solution.pruned
-        newton = length(
-            influence.metric, influence.factor, newton_shift(found.kept, influence, pruned)
-        )
+        newton = influence.norm(newton_shift(found.kept, influence, pruned))
         solution, share = found.solution, found.share
         del found
         random = random_newton_shift(
-            self.curvature, scores.gradients, influence, len(pruned), self.seed
+            self.curvature, scores.measurements, influence, len(pruned), self.seed
         )
         selection = self._report(scores, solution, seconds + again, started + again, random)
         return replace(selection, newton_shift=newton, curvature_share=share)
 
     def _candidate(self, scores: Scores, solution: Solution) -> Candidate:
         """The solution with the curvature of what it keeps."""
-        samples, influence = scores.gradients, scores.influence
+        samples, influence = scores.measurements, scores.influence
         return Candidate(
             solution, *kept_curvature(self.curvature, samples, influence, solution.pruned)
         )
@@ -271,7 +270,7 @@ class Selector:
         bound = convex_bound(influence, pruned, penalty) if penalty else None
         on_loss = None
         if bound is not None and self.lipschitz is not None:
-            on_loss = loss_bound(bound, scores.gradients.inputs, self.lipschitz)
+            on_loss = loss_bound(bound, scores.measurements.inputs, self.lipschitz)
         random = random_shift(influence, len(pruned), self.seed)
         return Selection(
             pruned=pruned,
@@ -287,11 +286,11 @@ class Selector:
                 "certificate_seconds": _since(started),
                 "curvature": type(self.curvature).__name__,
                 "metric": getattr(self.metric, "__name__", repr(self.metric)),
-                "damping": influence.factor.damping,
+                "damping": influence.factorised.damping,
                 "parameters": math.prod(influence.gradients.shape),
                 "random_shift": random,
                 "random_newton_shift": random_newton,
-                "mean_loss": float(scores.gradients.losses.mean()),
+                "mean_loss": float(scores.measurements.losses.mean()),
                 "layer": scores.layer,
                 "cost": self.cost is not None,
             },

@@ -14,7 +14,7 @@ shift, 12 a thirtieth (logistic heads on CIFAR-10 features, exact curvature)."""
 EXACT = "ExactCurvature"
 
 NUMBERS = {
-    "scoring_seconds",
+    "measuring_seconds",
     "curvature_seconds",
     "solving_seconds",
     "certificate_seconds",

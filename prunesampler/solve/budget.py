@@ -93,7 +93,7 @@ class Budget:
             what = "a whole number" if kind is operator.index else "a number"
             raise TypeError(f"{name} must be {what}, got {value!r}") from error
 
-    def size(self, num_samples: int) -> int:
+    def count_of(self, num_samples: int) -> int:
         """Number of samples to prune out of ``num_samples``; with ``epsilon``, the most.
 
         Raises:

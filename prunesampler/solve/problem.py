@@ -39,7 +39,7 @@ class Problem:
         members: samples of the free units, unit by unit.
         start: where each free unit begins in ``members``, shape (U + 1,).
         forced: samples that must be pruned, int64, ascending.
-        bound: samples that must be kept, int64, ascending.
+        held: samples that must be kept, int64, ascending.
     """
 
     influence: Influence
@@ -49,7 +49,7 @@ class Problem:
     members: Tensor
     start: Tensor
     forced: Tensor
-    bound: Tensor
+    held: Tensor
 
     @classmethod
     def of(
@@ -156,7 +156,7 @@ class Problem:
         none = torch.zeros(0, dtype=torch.int64)
         kept = none
         if self.labels is not None:
-            stay = torch.cat([self.members, self.bound])
+            stay = torch.cat([self.members, self.held])
             kept = torch.bincount(self.labels[stay], minlength=int(self.labels.max()) + 1)
         most = size - len(self.forced)
         slack = int(self.sizes().median()) - 1 if len(self) else 0
@@ -214,7 +214,7 @@ class Problem:
             ValueError: when the budget contradicts floors or constraints.
         """
         n, budget = len(self.influence), self.budget
-        size = budget.size(n)
+        size = budget.count_of(n)
         least, most = self.range(None if budget.epsilon is not None else size)
         if budget.epsilon is not None:
             if least > size:
@@ -247,8 +247,8 @@ class Problem:
         if size < len(self.forced):
             return f"prune= and its groups name {len(self.forced)} that must go"
         reasons = []
-        if len(self.bound):
-            reasons.append(f"keep= and its groups name {len(self.bound)} that must stay")
+        if len(self.held):
+            reasons.append(f"keep= and its groups name {len(self.held)} that must stay")
         floors = self.budget.floors(self.labels, size)
         if floors is not None:
             reasons.append(

@@ -58,7 +58,7 @@ class Search:
     @classmethod
     def of(cls, problem: Problem, size: int, device: torch.device | str | None = None) -> Search:
         """Sum rows over groups, scale them and the costs."""
-        search, mean = problem.influence.search, problem.influence.search_mean
+        search, mean = problem.influence.whitened, problem.influence.whitened_mean
         rows = _unit_rows(problem)
         centre = mean.new_zeros(rows.shape) if problem.grouped else mean
         squares = rows.norms().square() - 2 * rows.inner(centre) + centre.square().sum()
@@ -127,7 +127,7 @@ class Search:
 
 def _unit_rows(problem: Problem) -> RankOne:
     """Rows of the free units: of the samples as they are, or dense centred sums over groups."""
-    search, mean = problem.influence.search, problem.influence.search_mean
+    search, mean = problem.influence.whitened, problem.influence.whitened_mean
     if not problem.grouped:
         return search if len(problem) == len(search) else search[problem.members]
     width = math.prod(search.shape)

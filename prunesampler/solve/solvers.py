@@ -180,8 +180,8 @@ def _squared_sums(problem: Problem, sets: Tensor) -> Tensor:
     """Squared norm, in the metric, of the summed influence of each set, forced samples included."""
     influence, n = problem.influence, len(problem.influence)
     sums = torch.stack([influence.gradient_sum(problem.forced), *problem.gradient_sums()])
-    shifts = influence.factor.solve(sums)
-    gram = shifts.flatten(1) @ influence.metric(influence.factor, shifts).flatten(1).T
+    shifts = influence.factorised.apply_inverse(sums)
+    gram = shifts.flatten(1) @ influence.metric(influence.factorised, shifts).flatten(1).T
     return (sets @ gram[1:, 1:] * sets).sum(1) / n**2 + (2 * sets @ gram[1:, 0] + gram[0, 0]) / n**2
 
 
@@ -201,5 +201,5 @@ def _within(sets: Tensor, problem: Problem, floors: np.ndarray) -> Tensor:
     classes = torch.nn.functional.one_hot(problem.labels, len(floors)).double()
     pruned = torch.zeros(len(problem), len(floors), dtype=torch.float64)
     pruned.index_add_(0, problem.unit_of_members(), classes[problem.members])
-    stay = classes[torch.cat([problem.members, problem.bound])].sum(0)
+    stay = classes[torch.cat([problem.members, problem.held])].sum(0)
     return (stay - sets @ pruned >= torch.from_numpy(floors)).all(1)

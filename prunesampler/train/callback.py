@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from prunesampler.base.checks import check_state, warn, whole_number
-from prunesampler.base.processes import check_shares, current_group, together
+from prunesampler.base.processes import check_world, current_group, together
 from prunesampler.measure.probing import check_same_labels
 from prunesampler.pruner import InfluencePruner
 from prunesampler.report.text import figures, summary, tell
 from prunesampler.sampling.sampler import InfluencePrunedSampler
 from prunesampler.select.selection import Selection
 from prunesampler.train.counting import check_epoch, check_sharing, say_if_unused, say_where
-from prunesampler.train.epochs import Schedule
+from prunesampler.train.epochs import EpochsPlan
 from prunesampler.train.redraws import Redraws
 from prunesampler.train.steps import optimiser_steps, planned_lengths
 from prunesampler.train.watch import Watch
@@ -102,7 +102,7 @@ class PruningCallback:
                 f"score_dataset has {pruner.num_samples} samples, the sampler's dataset "
                 f"{sampler.num_samples}; score the training set itself, without augmentation"
             )
-        self.schedule = Schedule(
+        self.plan = EpochsPlan(
             warmup_epochs, refresh_every, redraw_every, final_full_epochs, epochs
         )
         if final_full_epochs and epochs is None:
@@ -110,9 +110,9 @@ class PruningCallback:
                 f"final_full_epochs={final_full_epochs} with epochs=None: it needs to know the number "
                 "of epochs; give epochs="
             )
-        sampler.check_size(sampler.num_samples - pruner.budget.size(sampler.num_samples))
+        sampler.check_size(sampler.num_samples - pruner.budget.count_of(sampler.num_samples))
         if accelerator is not None:
-            check_shares(accelerator.num_processes, sampler.num_replicas)
+            check_world(accelerator.num_processes, sampler.num_replicas)
             accelerator.register_for_checkpointing(self)
         if len(sampler.kept) < sampler.num_samples and not sampler.restored:
             warn(
@@ -139,7 +139,7 @@ class PruningCallback:
         self._unused.clear()
         self.sampler.expect_call()
         self._redraws = None
-        if self.schedule.redraw_every is not None:
+        if self.plan.redraw_every is not None:
             self._redraws = Redraws(self.pruner, self._scores_dir)
         self._ended = -1  # the last epoch whose end was seen
         self._last_end: float | None = None
@@ -181,7 +181,7 @@ class PruningCallback:
 
     def _prepare(self, coming: int, model: nn.Module, step: int | None) -> Selection | None:
         """Do what is due before this coming epoch."""
-        started, schedule, selection = time.perf_counter(), self.schedule, None
+        started, schedule, selection = time.perf_counter(), self.plan, None
         self.sampler.called()
         if self._last_end is None and not self.managed and self._accelerator is None:
             check_sharing(self.sampler)
@@ -219,7 +219,7 @@ class PruningCallback:
         self.pruner.check(model)
         if self.pruner.budget.epsilon is None:
             n = self.sampler.num_samples
-            self._watch.check_batches(model, n - self.pruner.budget.size(n))
+            self._watch.check_batches(model, n - self.pruner.budget.count_of(n))
 
     def _announce(self, selection: Selection, epoch: int, step: int | None, started: float) -> None:
         """Tell of a selection: in the terminal, to the trackers, to the user's function."""
@@ -275,14 +275,12 @@ class PruningCallback:
                 getattr(self._accelerator, "_dataloaders", ()),
                 getattr(self._accelerator, "_schedulers", ()),
             )
-        self._watch.epoch_ended(epoch, self.schedule)
+        self._watch.epoch_ended(epoch, self.plan)
 
     def _selects(self, epoch: int) -> bool:
         """Whether a selection is due before this coming epoch, or was and has been missed."""
         missed = not self._selected and len(self.sampler.kept) == self.sampler.num_samples
-        return self.schedule.selects(epoch) or (
-            self.schedule.prunes(epoch) and missed and not self._failed
-        )
+        return self.plan.selects(epoch) or (self.plan.prunes(epoch) and missed and not self._failed)
 
     def _choose(self, epoch: int, model: nn.Module) -> Selection:
         """The selection for this coming epoch, to which the sampler is restricted on all ranks."""
@@ -388,7 +386,7 @@ class PruningCallback:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
         chosen = None if self.selection is None else len(self.selection.kept)
         return planned_lengths(
-            self.schedule.lasting(epochs),
+            self.plan.lasting(epochs),
             self.sampler,
             self.pruner.budget,
             chosen,

@@ -65,7 +65,7 @@ def check_epoch(epoch: int, ended: int, *, loaded: bool, restored: bool) -> None
 
 def check_sharing(sampler: InfluencePrunedSampler) -> None:
     """Warn when several processes do not share out the samples, or accelerate does unknown to us."""
-    state, world = sys.modules.get("accelerate.state"), current_group().size
+    state, world = sys.modules.get("accelerate.state"), current_group().world
     if state is not None and state.is_initialized():
         warn(
             "there is an Accelerator, but the callback was made without it, so save_state and its "

@@ -8,7 +8,7 @@ from prunesampler.base.checks import warn
 
 
 @dataclass(frozen=True)
-class Schedule:
+class EpochsPlan:
     """What happens before each epoch. Epochs count from 0; ``epoch`` is always the coming one.
 
     Args:
@@ -47,7 +47,7 @@ class Schedule:
                 f"final_full_epochs={self.final_full_epochs} fill the run of {self.epochs} epochs"
             )
 
-    def lasting(self, epochs: int) -> Schedule:
+    def lasting(self, epochs: int) -> EpochsPlan:
         """The same for a run of so many epochs.
 
         Raises:
@@ -57,7 +57,7 @@ class Schedule:
             raise ValueError(f"epochs={epochs}, but the callback was made for epochs={self.epochs}")
         if self.epochs == epochs:
             return self
-        return Schedule(  # not dataclasses.replace: a warning would point into that module
+        return EpochsPlan(  # not dataclasses.replace: a warning would point into that module
             self.warmup_epochs,
             self.refresh_every,
             self.redraw_every,

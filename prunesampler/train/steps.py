@@ -8,11 +8,11 @@ from prunesampler.base.checks import warn
 from prunesampler.sampling.sampler import InfluencePrunedSampler
 from prunesampler.solve.budget import Budget
 from prunesampler.solve.constraints import Constraints
-from prunesampler.train.epochs import Schedule
+from prunesampler.train.epochs import EpochsPlan
 
 
 def planned_lengths(
-    schedule: Schedule,
+    schedule: EpochsPlan,
     sampler: InfluencePrunedSampler,
     budget: Budget,
     chosen: int | None,
@@ -55,7 +55,7 @@ def _most_kept(
     """
     if budget.epsilon is not None:
         return num_samples, f"Budget(epsilon={budget.epsilon})"
-    exact = num_samples - budget.size(num_samples)
+    exact = num_samples - budget.count_of(num_samples)
     largest = 1
     if constraints is not None:
         largest = int(constraints.unit_of(num_samples).bincount().max())

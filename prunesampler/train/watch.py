@@ -16,7 +16,7 @@ from prunesampler.sampling.loaders import (
     smaller_than_batch,
 )
 from prunesampler.sampling.sampler import RUNS_AHEAD, InfluencePrunedSampler
-from prunesampler.train.epochs import Schedule
+from prunesampler.train.epochs import EpochsPlan
 
 
 class Watch:
@@ -59,7 +59,7 @@ class Watch:
                 check_batches(model, loader, kept)
                 self._said.add("batch")
 
-    def epoch_ended(self, epoch: int, schedule: Schedule) -> None:
+    def epoch_ended(self, epoch: int, schedule: EpochsPlan) -> None:
         """Warn of what is wrong with the epoch that ended, if it was a pruned one."""
         for scheduler, seen in self._schedulers:
             seen.append(ticks(scheduler) or 0)
@@ -101,7 +101,7 @@ class Watch:
             self._say("batch", smaller_than_batch(kept, batch))
 
     def _check_schedule(
-        self, scheduler: Any, seen: list[int], epoch: int, schedule: Schedule
+        self, scheduler: Any, seen: list[int], epoch: int, schedule: EpochsPlan
     ) -> None:
         length, taken = schedule_length(scheduler), seen[-1] - seen[-2] if len(seen) > 1 else 0
         if length is None or schedule.epochs is None or taken <= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,8 +11,40 @@ from torch import Tensor
 from prunesampler.influence.rows import CHUNK, RankOne
 
 
+class Factorised(Protocol):
+    """A factorised curvature ``H`` of shape (K*D, K*D), damping included."""
+
+    @property
+    def damping(self) -> float:
+        """Multiple of the identity that was added to the curvature."""
+
+    def apply_inverse(self, matrix: Tensor) -> Tensor:
+        """``H^-1`` applied to a matrix of shape (K, D), or to a stack of them, in float64."""
+
+    def multiply(self, matrix: Tensor) -> Tensor:
+        """``H`` applied to a matrix of shape (K, D), or to a stack of them, in float64."""
+
+    def whiten(self, rows: RankOne) -> RankOne:
+        """Rows in coordinates where the curvature is about the identity: ``L^-1 g``, ``H = L L^T``.
+
+        Solvers search there because all directions weigh the same. Any invertible map keeps
+        "the sum is zero" true; reported norms never come from here.
+        """
+
+    def squares(self, rows: RankOne, mean: Tensor, power: int) -> Tensor | None:
+        """``(g_i - mean)^T H^-power (g_i - mean)`` for every row, shape (n,), float64.
+
+        None where no closed form is known; then every row takes a solve of its own.
+
+        Args:
+            rows: n matrices ``g_i`` of shape (K, D).
+            mean: shape (K, D), float64.
+            power: 1 or 2.
+        """
+
+
 @dataclass(frozen=True)
-class ExactFactor:
+class ExactFactorised:
     """Cholesky factor of the damped GGN.
 
     Args:
@@ -24,7 +57,7 @@ class ExactFactor:
     search: Tensor
     damping: float
 
-    def solve(self, matrix: Tensor) -> Tensor:
+    def apply_inverse(self, matrix: Tensor) -> Tensor:
         """``H^-1`` applied to matrices of shape (..., K, D), float64."""
         lower, flat = self.cholesky, matrix.double().reshape(-1, len(self.cholesky))
         # torch.cholesky_solve does the same, but copies the matrix first: seven times as long.
@@ -56,7 +89,7 @@ class ExactFactor:
 
 
 @dataclass(frozen=True)
-class KroneckerFactor:
+class KroneckerFactorised:
     """Eigenvalues (K,) and (D,) and eigenvectors of both Kronecker factors, float64."""
 
     left_values: Tensor
@@ -65,7 +98,7 @@ class KroneckerFactor:
     right_vectors: Tensor
     damping: float
 
-    def solve(self, matrix: Tensor) -> Tensor:
+    def apply_inverse(self, matrix: Tensor) -> Tensor:
         """``(B ⊗ A + damping I)^-1`` applied to matrices of shape (..., K, D), float64."""
         return self._rotate(matrix, 1 / self._values())
 
@@ -104,3 +137,27 @@ class KroneckerFactor:
             (rows.left @ to_left.to(rows.left)).float(),
             (rows.right @ to_right.to(rows.right)).float(),
         )
+
+
+@dataclass(frozen=True)
+class IdentityFactorised:
+    """The identity as curvature: influence is the centred gradient over n."""
+
+    damping: float = 0.0
+
+    def apply_inverse(self, matrix: Tensor) -> Tensor:
+        """The matrix itself, in float64."""
+        return matrix.double()
+
+    def multiply(self, matrix: Tensor) -> Tensor:
+        """The matrix itself, in float64."""
+        return matrix.double()
+
+    def whiten(self, rows: RankOne) -> RankOne:
+        """The rows themselves, in float32."""
+        return RankOne(rows.left.float(), rows.right.float())
+
+    def squares(self, rows: RankOne, mean: Tensor, power: int) -> Tensor:
+        """Squared distance of every row from ``mean``, shape (n,), float64."""
+        del power
+        return rows.squares(mean, torch.ones_like(mean))
