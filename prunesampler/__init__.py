@@ -1,6 +1,11 @@
 """Train on less data: prune the samples whose removal would move the trained parameters least."""
 
-from prunesampler.influence.curvature import ExactCurvature, IdentityCurvature, KroneckerCurvature
+from prunesampler.influence.curvature import (
+    Curvature,
+    ExactCurvature,
+    IdentityCurvature,
+    KroneckerCurvature,
+)
 from prunesampler.influence.influence import Influence, loss_distance, parameter_distance
 from prunesampler.measure.gradients import HeadGradients
 from prunesampler.measure.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
@@ -8,12 +13,10 @@ from prunesampler.pruner import InfluencePruner
 from prunesampler.sampling.loaders import replace_sampler
 from prunesampler.sampling.sampler import InfluencePrunedSampler
 from prunesampler.select.frontier import Frontier
+from prunesampler.select.objectives import KeepHead, Objective, Price, Target
 from prunesampler.select.selection import Selection
 from prunesampler.solve.annealing import anneal
-from prunesampler.solve.budget import Budget
-from prunesampler.solve.constraints import Constraints
-from prunesampler.solve.exchange import exchange
-from prunesampler.solve.solvers import cheapest, exhaustive
+from prunesampler.solve.budget import Budget, Constraints
 from prunesampler.train.callback import PruningCallback
 
 __all__ = [
@@ -21,6 +24,7 @@ __all__ = [
     "Budget",
     "Constraints",
     "CrossEntropy",
+    "Curvature",
     "ExactCurvature",
     "Frontier",
     "HeadGradients",
@@ -28,14 +32,15 @@ __all__ = [
     "Influence",
     "InfluencePrunedSampler",
     "InfluencePruner",
+    "KeepHead",
     "KroneckerCurvature",
+    "Objective",
+    "Price",
     "PruningCallback",
     "Selection",
     "SquaredError",
+    "Target",
     "anneal",
-    "cheapest",
-    "exchange",
-    "exhaustive",
     "loss_distance",
     "parameter_distance",
     "replace_sampler",

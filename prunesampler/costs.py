@@ -1,8 +1,11 @@
-"""Ready-made linear costs: what pruning a sample costs, from quantities that scoring has already.
+"""Ready-made prices of pruning a sample, from what one pass over the data has measured already.
 
-Each takes the scores and returns one number per sample, float64, shape (n,). The samples of lowest
-cost are pruned first. With ``solver=cheapest`` the cost alone decides, which is score-based pruning;
-with another solver it stands beside the norm of the group's shift.
+Each takes the scores and returns one number per sample, float64, shape (n,), for
+`prunesampler.Price`: the samples of lowest price are pruned first.
+
+Example:
+    >>> from prunesampler import Price
+    >>> by_score, beside_the_shift = Price(el2n, shift=False), Price(el2n, weight=0.5)
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from prunesampler.influence.hessians import SoftmaxHessian
 from prunesampler.influence.influence import loss_distance
-from prunesampler.influence.measurements import SoftmaxHessian
 from prunesampler.influence.scores import Scores
 
 Cost = Callable[[Scores], Tensor]
@@ -75,18 +78,22 @@ def margin(scores: Scores) -> Tensor:
     return difference
 
 
-def validation_loss(scores: Scores) -> Tensor:
-    """Predicted change of the mean validation loss when a sample is removed, to first order.
+def wanted_loss(scores: Scores) -> Tensor:
+    """Predicted change of the wanted samples' mean loss when a sample is removed, to first order.
 
-    ``grad(validation loss) . s_i``: negative where removing the sample helps. Prune what harms.
+    ``grad(wanted loss) . s_i``: negative where removing the sample helps. Prune what harms.
     Source: Koh and Liang, ICML 2017, equation 2.
 
     Raises:
-        ValueError: when the pruner was given no validation set.
+        ValueError: when the scores hold no wanted samples.
     """
-    if scores.validation is None:
-        raise ValueError("validation_loss needs validation samples: pass validation= to the pruner")
-    influence = scores.influence
-    direction = influence.factorised.apply_inverse(scores.validation)
-    centred = influence.gradients.inner(direction) - (influence.mean * direction).sum()
-    return centred / len(influence)
+    if scores.wanted is None:
+        raise ValueError(
+            "the scores hold no wanted samples to predict the loss of; give the pruner "
+            "objective=Target(wanted), or another objective that names them"
+        )
+    return scores.influence.effects(scores.wanted)
+
+
+validation_loss = wanted_loss
+"""The same, in the words of the literature: the wanted samples are a validation set."""

@@ -11,13 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from prunesampler.base.checks import checked_cost, checked_labels, checked_seed, dataset_size, warn
+from prunesampler.base.checks import checked_labels, checked_seed, dataset_size, warn
 from prunesampler.base.processes import Group, LocalGroup, current_group, together
 from prunesampler.base.progress import advance, progress_bar
-from prunesampler.costs import Cost, validation_loss
 from prunesampler.influence.curvature import Curvature, ExactCurvature
-from prunesampler.influence.influence import Metric, parameter_distance
 from prunesampler.influence.scores import Scores, read_layer, read_measurements
+from prunesampler.measure.batches import content
 from prunesampler.measure.gradients import GradientSource
 from prunesampler.measure.heads import Losses
 from prunesampler.measure.isolation import unwrap
@@ -29,11 +28,11 @@ from prunesampler.sampling.loaders import check_batches
 from prunesampler.select.arguments import check_objects
 from prunesampler.select.choosing import choose_together
 from prunesampler.select.frontier import Frontier
+from prunesampler.select.objectives import KeepHead, Objective
 from prunesampler.select.selection import Selection
 from prunesampler.select.selector import Selector
 from prunesampler.solve.annealing import anneal
-from prunesampler.solve.budget import Budget
-from prunesampler.solve.constraints import Constraints
+from prunesampler.solve.budget import Budget, Constraints
 from prunesampler.solve.solvers import Solver
 
 
@@ -65,15 +64,9 @@ class InfluencePruner:
         collate_fn: puts samples together, the same way each time; default: that of ``like``, else
             torch's.
         like: a loader to read as: its batch size, workers, collate function and pinned memory.
-        constraints: samples to keep or to prune, and groups that go together.
-        cost: what pruning each sample costs beside the shift: one number per sample, or a function
-            of the scores such as `prunesampler.costs.el2n`. The lowest go first.
-        cost_weight: of the cost, in standard deviations: with weight 1, one standard deviation in
-            the mean cost of the pruned counts as much as the whole shift of a random set.
-        validation: samples whose loss `prunesampler.costs.validation_loss` is about, measured with
-            every selection; same form as ``score_dataset``.
-        metric: of epsilon and of reported shifts: `parameter_distance`, the paper's, or
-            `loss_distance`. The set for a fraction is searched in whitened coordinates in any case.
+        constraints: samples that must stay, and samples that must go.
+        objective: what a good set is. Default: `KeepHead`, the smallest shift of the layer; `Target`
+            is the lowest loss on samples that are wanted, `Price` puts a price on every sample.
 
     Raises:
         TypeError: for anything but a map-style dataset.
@@ -98,10 +91,7 @@ class InfluencePruner:
         center: bool = True,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         constraints: Constraints | None = None,
-        cost: Tensor | Sequence[float] | Cost | None = None,
-        cost_weight: float = 1.0,
-        validation: Dataset[Any] | None = None,
-        metric: Metric = parameter_distance,
+        objective: Objective | None = None,
         like: DataLoader[Any] | None = None,
     ) -> None:
         self.num_samples = dataset_size(score_dataset)
@@ -114,32 +104,22 @@ class InfluencePruner:
             num_workers=reading.num_workers if num_workers is None else num_workers,
             collate_fn=reading.collate_fn if collate_fn is None else collate_fn,
         )
-        check_objects(budget, losses, curvature, solver)
+        objective = KeepHead() if objective is None else objective
+        check_objects(budget, losses, curvature, solver, objective)
         budget.count_of(self.num_samples)
-        if not 0 <= cost_weight < float("inf"):
-            raise ValueError(f"cost_weight must be zero or more and finite, got {cost_weight}")
+        objective.check(self.num_samples)
         if constraints is not None:
-            constraints = constraints.checked(self.num_samples)
-        if cost is not None and not callable(cost):
-            cost = checked_cost(cost, self.num_samples)
-        if validation is not None:
-            dataset_size(validation)
-        elif cost is validation_loss:
-            raise ValueError(
-                "cost=validation_loss needs validation samples: pass validation= to the pruner"
-            )
-        self.budget, self.constraints = budget, constraints
+            constraints.indices(self.num_samples)
+        self.budget = budget
         losses = CrossEntropy() if losses is None else losses
         self._selector = Selector(
             num_samples=self.num_samples,
             budget=budget,
+            objective=objective,
             curvature=ExactCurvature() if curvature is None else curvature,
             solver=anneal if solver is None else solver,
-            metric=metric,
             labels=None if labels is None else checked_labels(labels, self.num_samples),
             constraints=constraints,
-            cost=cost,
-            cost_weight=cost_weight,
             center=center,
             seed=checked_seed(seed),
             lipschitz=None if gradients else getattr(losses, "lipschitz", None),
@@ -151,7 +131,7 @@ class InfluencePruner:
             reading=reading,
             progress=progress,
         )
-        self.dataset, self._validation, self.progress = score_dataset, validation, progress
+        self.dataset, self.progress = score_dataset, progress
         self._own_collate = collate_fn is not None or like is not None
         self._own_losses = gradients is None and not isinstance(losses, ClosedFormLoss)
         self.outline: str | None = None  # once a few samples were read
@@ -179,7 +159,7 @@ class InfluencePruner:
         """
         scores = self.measure(model)
         selection = choose_together(scores, self._selector.select, "solving", self.progress)
-        better = selection.beats_random or self._selector.cost is not None
+        better = selection.beats_random or selection.metadata["cost"]
         if not better and current_group().rank == 0:
             warn(
                 f"the {len(selection.pruned)} pruned samples are no better chosen than at random: the "
@@ -191,8 +171,6 @@ class InfluencePruner:
         self,
         model: nn.Module,
         fractions: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
-        *,
-        nested: bool = False,
     ) -> Frontier:
         """What pruning would cost at every fraction, from one pass over the data.
 
@@ -202,7 +180,6 @@ class InfluencePruner:
         Args:
             model: as it is trained.
             fractions: of the dataset, each in (0, 1), in any order.
-            nested: let every set hold the smaller ones. Costs shift: there is less to choose from.
 
         Raises:
             ValueError: for no fraction, or one that cannot be met.
@@ -214,14 +191,14 @@ class InfluencePruner:
                 self.num_samples
             )
         group = self._meeting("frontier")
-        group.check_equal("the fractions", repr((list(fractions), nested)).encode())
+        group.check_equal("the fractions", repr(list(fractions)).encode())
         scores = self.measure(model)
 
         def solve() -> list[bytes]:
             if scores is None:
                 return [b""] * len(fractions)
             with progress_bar("solving", 1, self.progress) as bar:
-                found = self._selector.frontier(scores, fractions, nested, advance(bar))
+                found = self._selector.frontier(scores, fractions, advance(bar))
             return [selection.to_bytes() for selection in found]
 
         data = [group.broadcast_bytes(part) for part in together(group, solve)]
@@ -254,8 +231,7 @@ class InfluencePruner:
         model = unwrap(model)
         started = time.perf_counter()
         group.check_equal("the pruners", self._settings())
-        datasets = [self.dataset, *self._held_out()]
-        measured, *rest = self._measurer.measure(model, datasets, group)
+        measured, *rest = self._measurer.measure(model, self._datasets(), group)
         seconds = time.perf_counter() - started
 
         def score() -> Scores | None:
@@ -295,8 +271,8 @@ class InfluencePruner:
             >>> pruner = InfluencePruner(data, budget=Budget(fraction=0.4))
             >>> pruner.check(torch.nn.Linear(4, 3))
         """
-        group, datasets = self._meeting("check"), [self.dataset, *self._held_out()]
-        measured, *_ = self._measurer.measure(unwrap(model), datasets, group, trial=True)
+        group = self._meeting("check")
+        measured, *_ = self._measurer.measure(unwrap(model), self._datasets(), group, trial=True)
         together(group, lambda: None if measured is None else self._selector.check(measured))
         if loader is not None and self.budget.epsilon is None and group.rank == 0:
             kept = self.num_samples - self.budget.count_of(self.num_samples)
@@ -324,8 +300,8 @@ class InfluencePruner:
         Raises:
             ValueError: when the state is not whole, or of another dataset.
         """
-        gradients, validation = read_measurements(state, self.num_samples)
-        return replace(self._selector.scores(gradients, validation, 0.0), layer=read_layer(state))
+        measurements, wanted = read_measurements(state, self.num_samples)
+        return replace(self._selector.scores(measurements, wanted, 0.0), layer=read_layer(state))
 
     def _meeting(self, what: str) -> Group:
         """The processes, once all have come; the first time they also compare a few samples."""
@@ -358,17 +334,14 @@ class InfluencePruner:
                 "min_per_class=0 if there are no classes"
             )
 
-    def _held_out(self) -> list[Dataset[Any]]:
-        """The validation set, if there is one."""
-        return [] if self._validation is None else [self._validation]
+    def _datasets(self) -> list[Dataset[Any]]:
+        """What is measured: the dataset, and the samples that the objective wants, if any."""
+        wanted = self._selector.objective.wanted
+        return [self.dataset] if wanted is None else [self.dataset, wanted]
 
     def _settings(self) -> bytes:
-        """What must be the same on all ranks."""
-        chosen, held_out = self._selector, self._validation
-        cost = chosen.cost.numpy().tobytes() if isinstance(chosen.cost, Tensor) else b""
-        constraints = b"" if chosen.constraints is None else chosen.constraints.to_bytes()
-        settings = (
-            self.num_samples, self.reading.batch_size, chosen.seed, self.budget, chosen.cost_weight,
-            None if held_out is None else dataset_size(held_out),
-        )  # fmt: skip
-        return repr(settings).encode() + b"|" + cost + b"|" + constraints
+        """What must be the same on all ranks, by its content."""
+        chosen = self._selector
+        constraints = (chosen.constraints or Constraints()).indices(self.num_samples)
+        numbers = [self.num_samples, self.reading.batch_size, chosen.seed, repr(self.budget)]
+        return content([numbers, *constraints, chosen.objective.settings()])

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from hostile import HOSTILE
 from hypothesis import settings
 from job_runner import forget_accelerate
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no bug
 settings.load_profile("untimed")
@@ -48,6 +49,20 @@ def model() -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 10)
     )
+
+
+@pytest.fixture(params=HOSTILE)
+def hostile_dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Dataset[Any]:
+    """Each kind of dataset that was read wrongly once: 120 rows, 3 classes."""
+    x = torch.randn(120, 8, generator=torch.Generator().manual_seed(0))
+    x.numpy().tofile(tmp_path / "rows")
+    return HOSTILE[request.param](tmp_path / "rows", x, torch.arange(120) % 3)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs CUDA where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
 
 
 # What an interpreter says that goes down while one of gloo's threads still lets go of a tensor; they outlive

@@ -81,7 +81,7 @@ def device_only():
 
 def groups_made():
     """Process groups that are made by questions, by two selections, and after leaving the one."""
-    from prunesampler import meeting
+    from prunesampler.base import meeting
 
     made = []
     with another_group(), patch.object(dist, "new_group", wraps=dist.new_group) as new_group:
@@ -99,7 +99,7 @@ def groups_made():
 
 def on_the_main_process_alone():
     """What people write under accelerate; afterwards a call on all works."""
-    from prunesampler import meeting
+    from prunesampler.base import meeting
 
     chooser, errors = pruner(data()), []
     short = {"MEETING_LIMIT": timedelta(seconds=1), "MEETING_NOTICE": timedelta(seconds=0.3)}

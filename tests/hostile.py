@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 MAIN = os.getpid()
 
@@ -133,3 +134,62 @@ class Views(Dataset):
     def __getitem__(self, index):
         self.reads += 1
         return self.x[index], self.y[index]
+
+
+class Slow(Dataset):
+    """Takes its time for every sample."""
+
+    def __init__(self, data, seconds=1e-3):
+        self.data, self.seconds = data, seconds
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        time.sleep(self.seconds)
+        return self.data[index]
+
+
+class Unpicklable(Dataset):
+    """Holds a lock and a function without a name, and cannot be copied."""
+
+    def __init__(self, data):
+        self.data, self.lock, self.change = data, threading.Lock(), lambda x: x
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        with self.lock:
+            x, y = self.data[index]
+            return self.change(x), y
+
+
+HOSTILE = {
+    "slow": lambda path, x, y: Slow(TensorDataset(x, y)),
+    "in workers only": lambda path, x, y: WorkersOnly(TensorDataset(x, y)),
+    "views": lambda path, x, y: Views(x, y),
+    "a file opened on first use": lambda path, x, y: Lazy(path, x.shape[1], len(y)),
+    "several files": lambda path, x, y: Shards(path, x.shape[1], len(y)),
+    "files and flags": lambda path, x, y: Flags(path, x.shape[1], len(y)),
+    "random generators of its own": lambda path, x, y: OwnRandom(len(y)),
+    "nothing that can be pickled": lambda path, x, y: Unpicklable(TensorDataset(x, y)),
+}
+"""Every kind, made from float32 rows, once in a file and once as a tensor, and their labels."""
+
+
+def trace_of(part):
+    """What a dataset holds, to compare before and after; counts of reads are no trace."""
+    if isinstance(part, torch.Tensor):
+        return part.numpy().tobytes()
+    if isinstance(part, torch.Generator):
+        return part.get_state().tolist()
+    if isinstance(part, np.random.Generator):
+        return part.bit_generator.state
+    if isinstance(part, (list, tuple)):
+        return [trace_of(each) for each in part]
+    if isinstance(part, dict):
+        return {key: trace_of(each) for key, each in part.items()}
+    if isinstance(part, (Dataset, SimpleNamespace, Jitter)):
+        return {k: trace_of(v) for k, v in vars(part).items() if k != "reads"}
+    return repr(part)

@@ -71,7 +71,7 @@ def train(after_epoch):
 
 
 def select():
-    """The kept set of a fixed model, and which samples each rank scored."""
+    """The kept set of a fixed model, and which samples each rank measured."""
     x, y = data().tensors
     seen = []
     source = HeadGradients("4")
@@ -83,7 +83,7 @@ def select():
     selection = pruner(TensorDataset(x, y, torch.arange(len(x))), gradients=record).select(
         network()
     )
-    return {"kept": selection.kept.tolist(), "shift": selection.shift, "scored": seen}
+    return {"kept": selection.kept.tolist(), "shift": selection.shift, "measured": seen}
 
 
 def select_after_uneven_buffers():
@@ -101,8 +101,8 @@ def more_ranks_than_batches():
 
 def bitwise():
     alone = train(lambda model: None)
-    scored = train(lambda model: pruner(data()).select(model))
-    return {"losses": alone, "equal": alone == scored}
+    measured = train(lambda model: pruner(data()).select(model))
+    return {"losses": alone, "equal": alone == measured}
 
 
 def trial():

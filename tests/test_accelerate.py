@@ -6,6 +6,7 @@ import pytest
 from conftest import Jobs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+pytestmark = pytest.mark.slow
 EVERYWHERE = ["modes", "middle", "redrawn"]
 job = Jobs("accelerate_jobs.py", {1: [*EVERYWHERE, "tracked"], 2: EVERYWHERE})
 

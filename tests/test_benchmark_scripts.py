@@ -14,6 +14,7 @@ from results import Results, markdown, points, read, spread
 from scipy.stats import spearmanr
 from setting import load_all
 
+pytestmark = pytest.mark.slow
 BENCHMARKS = ROOT / "examples" / "benchmarks"
 
 

@@ -111,7 +111,7 @@ def test_all_methods_take_the_same_steps_and_equal_weights_change_nothing(images
 
 def measured_as(monkeypatch, delta, inputs=None):
     """Let methods see these measurements: errors (n, C) and features (n, d)."""
-    found = SimpleNamespace(gradients=SimpleNamespace(delta=delta, inputs=inputs))
+    found = SimpleNamespace(measurements=SimpleNamespace(delta=delta, inputs=inputs))
     monkeypatch.setattr("methods.measured", lambda progress: found)
 
 

@@ -12,10 +12,13 @@ from prunesampler import (
     Budget,
     ExactCurvature,
     InfluencePruner,
+    Objective,
+    Price,
+    Target,
     anneal,
-    cheapest,
     costs,
 )
+from prunesampler.select.objectives import standardised
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,9 @@ def test_with_cost_alone_score_based_methods_come_out(head):
         costs.margin: others - own,
     }
     for cost, score in expected.items():
-        selection = pruner(data, cost=cost, solver=cheapest, budget=Budget(count=90)).select(model)
+        selection = pruner(
+            data, objective=Price(cost, shift=False), budget=Budget(count=90)
+        ).select(model)
         assert selection.pruned.tolist() == sorted(score.argsort()[:90].tolist())
 
 
@@ -83,13 +88,14 @@ def test_the_norm_and_self_influence_of_single_samples(head):
     torch.testing.assert_close(costs.self_influence(scores), (shifts * centred).sum(1) / n)
 
 
+@pytest.mark.slow
 def test_validation_loss_predicts_retraining(head, digits):
     """Removing the samples said to harm most lowers the validation loss of the retrained head."""
     from sklearn.linear_model import LogisticRegression
 
     model, data = head
     held_out = TensorDataset(digits.tensors[0][300:600].double(), digits.tensors[1][300:600])
-    measuring = pruner(data, validation=held_out, cost=costs.validation_loss, solver=cheapest)
+    measuring = pruner(data, objective=Target(held_out, shift=False))
     scores = measuring.measure(model)
     predicted = costs.validation_loss(scores)
 
@@ -109,9 +115,7 @@ def test_validation_loss_predicts_retraining(head, digits):
     assert torch.corrcoef(torch.stack([true, predicted[chosen].float()]))[0, 1] > 0.99
     few = pruner(
         data,
-        validation=held_out,
-        cost=costs.validation_loss,
-        solver=cheapest,
+        objective=Target(held_out, shift=False),
         budget=Budget(count=15),
     )
     assert loss(few.select(model).kept) < full
@@ -123,12 +127,12 @@ def test_the_weight_trades_shift_for_cost(head):
     solver = partial(anneal, moves=100_000)
     found = []
     for weight in (0.0, 0.3, 1.0, 100.0):
-        selection = pruner(data, cost=cost, cost_weight=weight, solver=solver).select(model)
+        selection = pruner(data, objective=Price(cost, weight=weight), solver=solver).select(model)
         found.append((selection.shift, float(cost[selection.pruned].mean())))
     shifts, prices = zip(*found, strict=True)
     assert list(shifts) == sorted(shifts)
     assert list(prices) == sorted(prices, reverse=True)
-    alone = pruner(data, cost=cost, solver=cheapest).select(model)
+    alone = pruner(data, objective=Price(cost, shift=False)).select(model)
     assert prices[-1] == pytest.approx(float(cost[alone.pruned].mean()), rel=0.01)
     assert shifts[0] == pruner(data, solver=solver).select(model).shift
 
@@ -136,49 +140,75 @@ def test_the_weight_trades_shift_for_cost(head):
 def test_a_constant_cost_changes_nothing(head):
     model, data = head
     plain = pruner(data).select(model)
-    constant = pruner(data, cost=torch.ones(300)).select(model)
+    constant = pruner(data, objective=Price(torch.ones(300))).select(model)
     assert constant.shift == pytest.approx(plain.shift, rel=0.5)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("prices", "message"),
     [
-        ({"cost": [1.0, 2.0]}, r"cost must be 300 numbers, one per sample, got shape \(2,\)"),
-        (
-            {"cost": [1.0] * 299 + [float("nan")]},
-            "not finite for 1 samples, the first is sample 299",
-        ),
-        (
-            {"cost": [1.0] * 300, "cost_weight": -1.0},
-            "cost_weight must be zero or more .* got -1.0",
-        ),
-        ({"cost": [1.0] * 300, "cost_weight": float("inf")}, "finite, got inf"),
+        ([1.0, 2.0], r"cost must be 300 numbers, one per sample, got shape \(2,\)"),
+        ([1.0] * 299 + [float("nan")], "not finite for 1 samples, the first is sample 299"),
     ],
 )
-def test_bad_costs(options, message, head):
+def test_bad_prices(prices, message, head):
     with pytest.raises(ValueError, match=message):
-        pruner(head[1], **options)
+        pruner(head[1], objective=Price(prices))
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("inf"), float("nan")])
+def test_bad_weights(weight, head):
+    for make in (Price, Target):
+        with pytest.raises(
+            ValueError, match=f"weight must be zero or more and finite, got {weight}"
+        ):
+            make(head[1], weight=weight)
+
+
+def test_objectives_that_are_none(head):
+    for given in (Price, costs.el2n, "price"):
+        with pytest.raises(TypeError, match="objective must be an object such as KeepHead"):
+            pruner(head[1], objective=given)
+    with pytest.raises(TypeError, match="not a map-style dataset"):
+        Target(iter([1, 2]))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'cost'"):
+        pruner(head[1], cost=costs.el2n)
+
+
+def test_an_objective_of_ones_own(head):
+    class ByIndex(Objective):
+        shift = False
+
+        def cost(self, scores):
+            return standardised(torch.arange(300.0), weight=1.0)
+
+    selection = pruner(head[1], objective=ByIndex(), budget=Budget(count=7)).select(head[0])
+    assert selection.pruned.tolist() == list(range(7))
 
 
 def test_costs_that_cannot_be_had(head, digits):
     model, data = head
-    with pytest.raises(ValueError, match="pass validation= to the pruner"):
-        pruner(data, cost=costs.validation_loss).select(model)
-    with pytest.raises(ValueError, match="cheapest needs a cost"):
-        pruner(data, solver=cheapest).select(model)
+    with pytest.raises(ValueError, match="hold no wanted samples .* objective=Target"):
+        pruner(data, objective=Price(costs.validation_loss)).select(model)
+    with pytest.raises(ValueError, match="epsilon=1.0 says nothing about"):
+        pruner(data, objective=Price(costs.el2n, shift=False), budget=Budget(epsilon=1.0)).select(
+            model
+        )
     binary = TensorDataset(data.tensors[0].float(), (data.tensors[1] > 4).float()[:, None])
     network = nn.Sequential(nn.Linear(64, 1))
     with pytest.raises(ValueError, match="margin needs cross-entropy"):
-        pruner(binary, losses=BinaryCrossEntropy(), cost=costs.margin).select(network)
+        pruner(binary, losses=BinaryCrossEntropy(), objective=Price(costs.margin)).select(network)
     scores = pruner(data).measure(model)
     with pytest.raises(ValueError, match="margin needs"):
-        costs.margin(replace(scores, gradients=replace(scores.measurements, labels=None)))
+        costs.margin(replace(scores, measurements=replace(scores.measurements, labels=None)))
 
 
 def test_huge_costs_and_costs_that_are_none(head):
     model, data = head
     cost = torch.arange(300).double() * 1e300
-    options = {"solver": cheapest, "budget": Budget(count=50)}
-    assert pruner(data, cost=cost, **options).select(model).pruned.tolist() == list(range(50))
+    budget = Budget(count=50)
+    selection = pruner(data, objective=Price(cost, shift=False), budget=budget).select(model)
+    assert selection.pruned.tolist() == list(range(50))
+    nothing = Price(lambda scores: None, shift=False)
     with pytest.raises(TypeError, match="cost must be numbers"):
-        pruner(data, cost=lambda scores: None, **options).select(model)
+        pruner(data, objective=nothing, budget=budget).select(model)

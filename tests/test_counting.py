@@ -254,3 +254,35 @@ def test_a_selection_that_fails_need_not_end_the_run(few_digits):
         callback.on_epoch_end(3, good)
     with pytest.raises(ValueError, match="on_error must be 'raise' or 'continue', got 'skip'"):
         make(few_digits, on_error="skip")
+
+
+def test_a_trial_that_fails_is_no_pruning_that_failed(few_digits, model):
+    options = {"on_error": "continue", "warmup_epochs": 3}
+    sampler, callback = make(few_digits, **options)
+    headless = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.ReLU())
+    message = r"trial measurement after epoch 0 failed, so the selection before epoch 3 is likely"
+    with pytest.warns(UserWarning, match=message) as caught:
+        assert [callback.on_epoch_end(epoch, headless) for epoch in range(2)] == [None] * 2
+    assert len(caught) == 1
+    with pytest.warns(
+        UserWarning, match="FAILED after epoch 2.*200 of 200 samples: the same error"
+    ):
+        callback.on_epoch_end(2, headless)
+    callback.reset()
+    with pytest.warns(UserWarning, match=message):
+        callback.on_epoch_end(0, headless)
+    assert callback.on_epoch_end(1, model) is None
+    assert callback.on_epoch_end(2, model) is not None
+    assert len(sampler) == 120
+
+
+def test_two_callbacks_on_one_sampler_count_its_passes_each_for_itself(few_digits, model):
+    sampler, early = make(few_digits, warmup_epochs=1)
+    _, late = make(few_digits, warmup_epochs=3, sampler=sampler)
+    for epoch in range(6):  # a warning is an error here
+        assert len(list(sampler)) == (200 if epoch == 0 else 120)
+        for callback in (early, late):
+            callback.on_epoch_end(epoch, model)
+    for callback in (early, late):
+        with pytest.warns(UserWarning, match="nobody iterated the sampler in epoch 6"):
+            callback.on_epoch_end(6, model)

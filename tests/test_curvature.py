@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 import torch
 from test_influence import cross_entropy_samples
-from torch import nn
+from torch import Tensor, nn
 
 from prunesampler import (
     BinaryCrossEntropy,
@@ -18,13 +18,9 @@ from prunesampler import (
 )
 from prunesampler.influence.conjugate import conjugate_gradients
 from prunesampler.influence.curvature import Curvature
-from prunesampler.influence.influence import IdentityFactorised
-from prunesampler.influence.measurements import (
-    DenseHessian,
-    DiagonalHessian,
-    Measurements,
-    SoftmaxHessian,
-)
+from prunesampler.influence.factorised import IdentityFactorised
+from prunesampler.influence.hessians import DenseHessian, DiagonalHessian, SoftmaxHessian
+from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.rows import CHUNK
 
 
@@ -59,18 +55,20 @@ def test_gauss_newton_equals_the_hessian_of_the_mean_loss(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_exact_factor_solves_and_whitens(name):
+def test_exact_curvature_inverts_and_whitens(name):
     measured, _ = samples(*LOSSES[name])
-    factor = ExactCurvature(damping=0.05).factorise(measured)
-    matrix = measured.gauss_newton() + 0.05 * torch.eye(len(factor.cholesky), dtype=torch.float64)
+    factorised = ExactCurvature(damping=0.05).factorise(measured)
+    matrix = measured.gauss_newton() + 0.05 * torch.eye(
+        len(factorised.cholesky), dtype=torch.float64
+    )
     rows = measured.rows()
     flat = rows.flat()
     expected = torch.linalg.solve(matrix, flat[0]).view(rows.shape)
-    torch.testing.assert_close(factor.apply_inverse(flat[0].view(rows.shape)), expected)
+    torch.testing.assert_close(factorised.apply_inverse(flat[0].view(rows.shape)), expected)
     pair = torch.stack([flat[0], flat[1]]).view(2, *rows.shape)
-    torch.testing.assert_close(factor.apply_inverse(pair)[0], expected)
-    torch.testing.assert_close(factor.multiply(factor.apply_inverse(pair)), pair.double())
-    white = factor.whiten(rows).flat().double()
+    torch.testing.assert_close(factorised.apply_inverse(pair)[0], expected)
+    torch.testing.assert_close(factorised.multiply(factorised.apply_inverse(pair)), pair.double())
+    white = factorised.whiten(rows).flat().double()
     light = min(0.05, 0.01 * float((matrix.trace() / len(matrix)) - 0.05))
     lighter = matrix + (light - 0.05) * torch.eye(len(matrix), dtype=torch.float64)
     inner = flat @ torch.linalg.solve(lighter, flat.T)
@@ -79,32 +77,32 @@ def test_exact_factor_solves_and_whitens(name):
 
 def test_default_damping_is_a_thousandth_of_the_mean_eigenvalue():
     measured, _ = samples(*LOSSES["softmax"])
-    factor = ExactCurvature().factorise(measured)
-    assert factor.damping == pytest.approx(
+    factorised = ExactCurvature().factorise(measured)
+    assert factorised.damping == pytest.approx(
         1e-3 * float(torch.linalg.eigvalsh(measured.gauss_newton()).mean())
     )
 
 
-def test_kronecker_factor_is_the_product_of_means():
+def test_kronecker_curvature_is_the_product_of_means():
     measured, _ = samples(*LOSSES["softmax"])
-    factor = KroneckerCurvature(damping=0.05).factorise(measured)
+    factorised = KroneckerCurvature(damping=0.05).factorise(measured)
     basis = measured.hessian.basis()
     outer = measured.hessian.dense(basis).mean(0)
     inner = measured.inputs.T @ measured.inputs / len(measured)
     dense = torch.kron(outer, inner) + 0.05 * torch.eye(8, dtype=torch.float64)
     matrix = torch.randn(2, 4, dtype=torch.float64)
     expected = torch.linalg.solve(dense, matrix.flatten()).view(2, 4)
-    torch.testing.assert_close(factor.apply_inverse(matrix), expected)
+    torch.testing.assert_close(factorised.apply_inverse(matrix), expected)
 
 
 def test_kronecker_whitening_keeps_rows_rank_one_and_evens_out_the_curvature():
     measured, _ = samples(*LOSSES["softmax"])
-    factor = KroneckerCurvature(damping=1e-8).factorise(measured)
-    rows = factor.whiten(measured.rows())
+    factorised = KroneckerCurvature(damping=1e-8).factorise(measured)
+    rows = factorised.whiten(measured.rows())
     assert rows.shape == (2, 4)
     white = rows.flat().double()
     solved = torch.stack(
-        [factor.apply_inverse(g.view(2, 4)).flatten() for g in measured.rows().flat()]
+        [factorised.apply_inverse(g.view(2, 4)).flatten() for g in measured.rows().flat()]
     )
     expected = measured.rows().flat() @ solved.T
     torch.testing.assert_close(white @ white.T, expected, rtol=1e-2, atol=1e-2)
@@ -142,7 +140,7 @@ def test_small_damping_beside_large_inputs_is_computed_in_double_precision():
     outputs, labels = torch.randn(500, 3), torch.arange(500) % 3
     values, delta, hessian = CrossEntropy().derivatives(outputs, labels)
     single = Measurements(delta, inputs, hessian, values)
-    double = single.map(lambda t: t[0].double())
+    double = single.map(Tensor.double)
     matrix = torch.randn(2, 600, dtype=torch.float64)
     curvature = ExactCurvature(damping=1e-6)
     found, expected = (curvature.factorise(s).apply_inverse(matrix) for s in (single, double))
@@ -159,7 +157,7 @@ def without_curvature(measured, hessian=True):
 def test_a_loss_without_curvature_is_told_as_such(curvature):
     nothing = without_curvature(samples(*LOSSES["softmax"])[0])
     for made in (curvature(), curvature(damping=0.0)):
-        for call in (made.factorised, lambda few, made=made: made.check(few, 10**6)):
+        for call in (made.factorise, lambda few, made=made: made.check(few, 10**6)):
             with pytest.raises(
                 ValueError, match=r"no curvature in the layer's output \(as L1"
             ) as told:
@@ -267,7 +265,7 @@ def test_one_exact_inverse_needs_no_matrix(few, damping, monkeypatch):
 
 
 @pytest.mark.parametrize("curvature", [KroneckerCurvature(), IdentityCurvature()])
-def test_one_approximate_inverse_is_that_of_the_factor(curvature):
+def test_one_approximate_inverse_is_the_factorised_one(curvature):
     everyone = cross_entropy_samples(200, 4, 6)
     near, some = curvature.factorise(everyone), everyone[torch.arange(50)]
     matrix = torch.randn(some.shape, dtype=torch.float64)
@@ -276,7 +274,7 @@ def test_one_approximate_inverse_is_that_of_the_factor(curvature):
 
 
 class OwnCurvature(Curvature):
-    def factorise(self, gradients, damping=None):
+    def factorise(self, measurements, damping=None):
         return IdentityFactorised(damping or 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Datasets of every kind that have a length and an index can be scored, pruned and trained on."""
+"""Datasets of every kind that have a length and an index can be measured, pruned and trained on."""
 
 from collections import UserDict, namedtuple
 from functools import partial

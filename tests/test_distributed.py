@@ -6,6 +6,7 @@ from conftest import Jobs
 
 from prunesampler.base.processes import LocalGroup, current_group
 
+pytestmark = pytest.mark.slow
 ALONE = ["select", "select_after_uneven_buffers", "more_ranks_than_batches", "bitwise", "trial"]
 SEVERAL = [
     "plain_ranks", "bad_sample", "bad_budget", "different_seeds", "different_data", "different_pruners",
@@ -17,12 +18,12 @@ job = Jobs("group_jobs.py", {1: ALONE, 2: [*ALONE, *SEVERAL], 3: ["select", "gat
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_score_every_sample_once_and_keep_what_one_keeps(processes):
+def test_several_processes_measure_every_sample_once_and_keep_what_one_keeps(processes):
     (alone,) = job("select", 1)
     ranks = job("select", processes)
-    assert sorted(alone["scored"]) == list(range(300))
-    assert sorted(chain(*(rank["scored"] for rank in ranks))) == list(range(300))
-    parts = [len(rank["scored"]) for rank in ranks]
+    assert sorted(alone["measured"]) == list(range(300))
+    assert sorted(chain(*(rank["measured"] for rank in ranks))) == list(range(300))
+    parts = [len(rank["measured"]) for rank in ranks]
     assert max(parts) - min(parts) <= 32
     assert all(rank["kept"] == alone["kept"] for rank in ranks)
     assert all(rank["shift"] == alone["shift"] for rank in ranks)
@@ -42,7 +43,7 @@ def test_a_rank_without_a_batch():
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_scoring_leaves_the_losses_bitwise_as_they_were(processes):
+def test_measuring_leaves_the_losses_bitwise_as_they_were(processes):
     ranks = job("bitwise", processes)
     assert all(line["equal"] for line in ranks)
     assert len({tuple(line["losses"]) for line in ranks}) == processes

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, run_python
 from PIL import Image
 
+pytestmark = pytest.mark.slow
 EXAMPLES = ROOT / "examples"
 SMALL = ["--epochs=4", "--warmup-epochs=2", "--train-size=300", "--redraw-every=1"]
 

@@ -1,4 +1,4 @@
-"""Networks as people use them, small and untrained: which layer is scored, and what is refused."""
+"""Networks as people use them, small and untrained: which layer is measured, and what is refused."""
 
 from functools import partial
 
@@ -18,6 +18,7 @@ from prunesampler import (
 )
 
 pytestmark = [
+    pytest.mark.slow,
     # Eight random samples for thousands of parameters: any two are as good.
     pytest.mark.filterwarnings("ignore:.*no better chosen than at random:UserWarning"),
 ]
@@ -102,7 +103,7 @@ def sounds():
 
 
 def row(layer, data, build, *args, head=None, **options):
-    """A network, its data, and the layer that is expected to be scored."""
+    """A network, its data, and the layer that is expected to be measured."""
     return pytest.param(
         layer, data, partial(build, *args, **options), head, id=identifier(build, args, head)
     )
@@ -313,7 +314,7 @@ def by_autograd(model, name, batch):
 
 
 @pytest.mark.parametrize(("layer", "data", "build", "head"), SCORED)
-def test_the_classifier_is_scored(layer, data, build, head):
+def test_the_classifier_is_measured(layer, data, build, head):
     torch.manual_seed(0)
     model, dataset = build(), data()
     classifier = model.get_submodule(layer)
@@ -441,7 +442,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("message", "error", "data", "build", "losses"), REFUSED)
-def test_what_cannot_be_scored_is_refused_with_a_way_out(message, error, data, build, losses):
+def test_what_cannot_be_measured_is_refused_with_a_way_out(message, error, data, build, losses):
     torch.manual_seed(0)
     budget = Budget(count=2, min_per_class=0)
     pruner = InfluencePruner(data(), budget=budget, losses=losses, progress=False)

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunesampler import BinaryCrossEntropy, CrossEntropy, HeadGradients, SquaredError
-from prunesampler.influence.measurements import DenseHessian, SoftmaxHessian
+from prunesampler.influence.hessians import DenseHessian, SoftmaxHessian
 from prunesampler.measure.heads import find_head
 
 LOSS = CrossEntropy()

@@ -18,7 +18,7 @@ from prunesampler import (
     SquaredError,
     anneal,
 )
-from prunesampler.influence.measurements import SoftmaxHessian
+from prunesampler.influence.hessians import SoftmaxHessian
 from prunesampler.measure.gradients import HeadGradients
 from prunesampler.measure.heads import find_head
 
@@ -292,13 +292,13 @@ def adapted(**options):
     ids=["LoRA", "LoRA and biases", "saved"],
 )
 @pytest.mark.parametrize("losses", [CLOSED, own], ids=["closed form", "own loss"])
-def test_the_trained_part_of_an_adapted_head_is_scored(options, name, beside, losses):
+def test_the_trained_part_of_an_adapted_head_is_measured(options, name, beside, losses):
     place = "base_model.model.head"
     head, _ = check(adapted(**options), (ROWS, LABELS), losses, f"{place}.{name}")
     assert head.beside == tuple(f"{place}.{part}" for part in beside)
 
 
-def test_a_copy_in_which_nothing_is_trained_is_scored():
+def test_a_copy_in_which_nothing_is_trained_is_measured():
     average = Net().requires_grad_(False)
     check(average, (ROWS, LABELS), CLOSED, "head")
     assert not any(p.requires_grad for p in average.parameters())
@@ -514,7 +514,7 @@ class ArcFace(nn.Module):
 )
 def test_trained_parameters_behind_the_layer_are_named(model, layer, beside):
     with pytest.warns(
-        UserWarning, match=f"layer '{layer}' is scored, but the trained parameters {beside} lie"
+        UserWarning, match=f"layer '{layer}' is measured, but the trained parameters {beside} lie"
     ):
         pruner().check(model)
     with warnings.catch_warnings():  # once is enough, and a layer that was chosen is no surprise

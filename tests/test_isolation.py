@@ -38,7 +38,7 @@ def test_flags_buffers_and_random_states_come_back(model):
     assert (torch.rand(1), np.random.rand(), random.random()) == expected
 
 
-def test_buffers_are_made_equal_for_the_time_of_scoring(model):
+def test_buffers_are_made_equal_for_the_time_of_measuring(model):
     before = model[1].running_mean.clone()
     with untouched(model, lambda tensor: tensor.fill_(2)):
         assert (model[1].running_mean == 2).all()

@@ -1,7 +1,7 @@
 import numba
 import numpy as np
 
-from prunesampler import kernels
+from prunesampler.solve import kernels
 
 
 def test_without_a_place_to_keep_machine_code_it_compiles_all_the_same(monkeypatch):

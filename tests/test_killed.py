@@ -5,6 +5,7 @@ import json
 import pytest
 from conftest import ROOT, run_python
 
+pytestmark = pytest.mark.slow
 KILLS = 20
 
 

@@ -18,9 +18,10 @@ from prunesampler.integrations.lightning import PruningCallback
 
 EVERYWHERE = ["plan", "resume", "dropped"]
 job = Jobs("lightning_jobs.py", {1: [*EVERYWHERE, "odd", "twice"], 2: EVERYWHERE})
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Be aware that when using .ckpt_path"
-)  # without saver
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path"),  # without saver
+]
 
 
 @pytest.mark.parametrize("processes", [1, 2])

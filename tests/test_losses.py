@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunesampler import BinaryCrossEntropy, CrossEntropy, SquaredError
-from prunesampler.influence.measurements import helmert
+from prunesampler.influence.hessians import helmert
 from prunesampler.measure.losses import ClosedFormLoss, run_batch
 
 torch.manual_seed(0)

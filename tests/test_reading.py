@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, default_collate
 
 from prunesampler import Budget, InfluencePrunedSampler, InfluencePruner, PruningCallback, anneal
-from prunesampler.measure.reading import Grid, Reading, spread, undisturbed
+from prunesampler.measure.reading import Grid, Reading, spread
+from prunesampler.measure.undisturbed import undisturbed
 
 quick = partial(anneal, moves=1_000)
 pytestmark = pytest.mark.filterwarnings("ignore:.*no better chosen than at random")
@@ -171,14 +172,14 @@ def test_loaders_that_do_not_batch(few_digits, model):
     assert len(pruner.select(model).pruned) == 80
 
 
-def losses(scored, epochs=3):
-    """Of a run over a dataset that draws its own random numbers, with or without scoring."""
+def losses(measured, epochs=3):
+    """Of a run over a dataset that draws its own random numbers, with or without measuring."""
     torch.manual_seed(0)
     data, model = OwnRandom(), nn.Linear(8, 3)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     sampler = InfluencePrunedSampler(data)
     pruner = InfluencePruner(data, budget=Budget(fraction=0.4), solver=quick, progress=False)
-    callback, found = PruningCallback(sampler, pruner, warmup_epochs=9) if scored else None, []
+    callback, found = PruningCallback(sampler, pruner, warmup_epochs=9) if measured else None, []
     for epoch in range(epochs):
         for x, y in DataLoader(data, 16, sampler=sampler):
             loss = nn.functional.cross_entropy(model(x), y)
@@ -194,7 +195,7 @@ def losses(scored, epochs=3):
 
 @pytest.mark.filterwarnings("ignore:score_dataset gives another item")
 def test_a_dataset_with_random_numbers_of_its_own_is_untouched_bitwise():
-    assert losses(scored=True) == losses(scored=False)
+    assert losses(measured=True) == losses(measured=False)
 
 
 def test_with_workers_the_main_process_reads_nothing(few_digits, model):

@@ -71,9 +71,7 @@ def test_everybody_comes_back_in_time(fraction):
 
 
 def test_quotas_floors_and_constraints_hold_in_every_draw():
-    groups = torch.full((500,), -1)
-    groups[100:110] = 7
-    constraints = Constraints(keep=range(20), prune=range(30, 35), groups=groups)
+    constraints = Constraints(keep=range(20), prune=range(30, 35))
     pruner, scores, y = setting(
         500, Budget(fraction=0.4, proportional=True), moves=3000, constraints=constraints
     )
@@ -82,9 +80,8 @@ def test_quotas_floors_and_constraints_hold_in_every_draw():
         kept = set(selection.kept.tolist())
         assert set(range(20)) <= kept
         assert not kept & set(range(30, 35))
-        assert len(kept & set(range(100, 110))) in (0, 10)
         assert (y[selection.kept].bincount() >= shares.floor()).all()
-        assert 185 <= len(selection.pruned) <= 200
+        assert len(selection.pruned) == 200
 
 
 def test_every_draw_stays_within_epsilon():
@@ -106,21 +103,12 @@ def test_ages_count_draws_in_a_row():
 @pytest.mark.parametrize("fraction", [0.2, 0.4, 0.5, 0.8])
 @pytest.mark.parametrize("proportional", [False, True])
 def test_a_redraw_never_fails_where_a_selection_succeeds(fraction, proportional):
-    groups = torch.randint(0, 60, (500,), generator=torch.Generator().manual_seed(1))
     pruner, scores, _ = setting(
         500, Budget(fraction=fraction, proportional=proportional), moves=500,
-        constraints=Constraints(groups=groups),
+        constraints=Constraints(keep=range(40), prune=range(60, 90)),
     )  # fmt: skip
     for selection in draws(pruner, scores, 12, 500):
-        assert abs(len(selection.pruned) - 500 * fraction) < 20
-
-
-def test_large_groups_beside_lone_samples_meet_the_budget_in_every_draw():
-    groups = torch.cat([torch.zeros(150), torch.ones(100), torch.full((250,), -1.0)]).long()
-    pruner, scores, _ = setting(
-        500, Budget(fraction=0.3), moves=500, constraints=Constraints(groups=groups)
-    )
-    assert {len(s.pruned) for s in draws(pruner, scores, 8, 500)} == {150}
+        assert len(selection.pruned) == 500 * fraction
 
 
 def test_with_epsilon_everybody_comes_back_in_time():
@@ -130,5 +118,4 @@ def test_with_epsilon_everybody_comes_back_in_time():
     last = torch.zeros(500)
     for number, selection in enumerate(found, 1):
         assert (number - last[selection.kept]).max() <= 6
-        assert selection.curvature_share >= 0.1
         last[selection.kept] = number

@@ -1,3 +1,4 @@
+import copy
 import itertools
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from prunesampler import Budget, InfluencePrunedSampler, Selection
+from prunesampler.sampling.clock import EpochClock
 
 kept_sets = st.integers(1, 60).flatmap(
     lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), min_size=1))
@@ -317,11 +319,44 @@ def test_a_restored_sampler_takes_no_older_kept_set_until_it_is_settled():
     assert (sampler.epoch, sampler.kept.tolist()) == (4, [1, 2, 3])
     sampler.load_state_dict({**older, "epoch": 5})
     assert (sampler.epoch, sampler.kept.tolist()) == (5, [1, 2, 3])
-    sampler.settle()
+    sampler.clock.settle()
     sampler.load_state_dict(older)
     assert (sampler.epoch, len(sampler)) == (0, 10)
     with pytest.raises(ValueError, match="missing"):
         sampler.restore({}, 1)
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize(
+    ("event", "epoch", "epoch_if_told"),
+    [
+        (lambda clock: clock.set(7), 7, 7),
+        (lambda clock: clock.set(1), 1, 1),
+        (lambda clock: clock.reach(7), 7, 3),
+        (lambda clock: clock.reach(1), 3, 3),
+        (lambda clock: clock.end(3), 4, 3),
+        (lambda clock: clock.end(2), 3, 3),
+        (lambda clock: clock.load(1), 1, 1),
+        (lambda clock: (clock.hold(2), clock.load(2)), 2, 2),
+        (lambda clock: (clock.hold(2), clock.load(1)), 3, 3),
+        (lambda clock: (clock.hold(2), clock.settle(), clock.load(1)), 1, 1),
+        (lambda clock: clock.restart(), 0, 0),
+    ],
+)
+def test_the_truth_table_of_the_clock(told, event, epoch, epoch_if_told):
+    clock = EpochClock()
+    clock.set(3) if told else clock.load(3)
+    event(clock)
+    assert clock.epoch == (epoch_if_told if told else epoch)
+
+
+def test_a_copy_of_a_sampler_has_a_clock_of_its_own():
+    sampler = sampler_of(5)
+    begun = iter(sampler)
+    twin = copy.deepcopy(sampler)
+    assert list(begun) == list(twin)
+    sampler.set_epoch(7)
+    assert (sampler.epoch, twin.epoch) == (7, 1)
 
 
 def test_whoever_sets_the_epoch_goes_on_setting_it():

@@ -246,7 +246,7 @@ FACTS = {"parameters": 3, "curvature": "ExactCurvature", "layer": "fc", "random_
         (0.95, 0.9, {"parameters": 1, "curvature": "KroneckerCurvature"}, 0.95,
          ["The usual reason is that the curvature is approximate (KroneckerCurvature)."]),
         (0.95, 0.9, {"parameters": 1, "cost": True}, 0.95,
-         ["The usual reason is that the cost that was given decides beside the shift."]),
+         ["The usual reason is that the objective is another than the shift."]),
         (0.95, 0.9, {"parameters": 1}, 0.95, ["the floors per class, the constraints and the solver"]),
         (0.0, 0.0, {"random_shift": 0.0, "random_newton_shift": 0.0}, 1.0, ["(a random set by 0)"]),
         (0.5, 0.5, {"random_shift": 0.0}, float("inf"), ["no better than a random set"]),

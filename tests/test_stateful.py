@@ -10,6 +10,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from prunesampler import Budget, InfluencePrunedSampler, InfluencePruner, PruningCallback, anneal
 
+pytestmark = pytest.mark.slow
 EPOCHS, BATCH = 4, 16
 
 

@@ -31,6 +31,7 @@ from prunesampler import InfluencePrunedSampler
 from prunesampler.base.files import pack_state, unpack_state
 from prunesampler.integrations.transformers import FILE, PruningCallback
 
+pytestmark = pytest.mark.slow
 EVERYWHERE = ["plan", "resume"]
 job = Jobs("transformers_jobs.py", {1: [*EVERYWHERE, "twice", "refusals"], 2: EVERYWHERE})
 

@@ -9,7 +9,8 @@ from methods import Choice, Influence, Once, everything, infobatch, pruner, redr
 from torch import Tensor
 from training import Method, Progress
 
-from prunesampler import Budget, anneal, costs, influence
+from prunesampler import Budget, Price, anneal, costs
+from prunesampler import Influence as Vectors
 from prunesampler.base.indices import complement
 
 
@@ -83,7 +84,7 @@ def whole_network(progress: Progress, dimensions: int = 512) -> Tensor:
     factor = torch.linalg.cholesky(moment)
     whitened = torch.linalg.solve_triangular(factor, rows.T, upper=False).T
     solution = anneal(
-        influence.Influence.from_vectors(whitened), Budget(fraction=progress.recipe.fraction),
+        Vectors.from_vectors(whitened), Budget(fraction=progress.recipe.fraction),
         labels=progress.images.train.tensors[1], seed=progress.recipe.seed,
     )  # fmt: skip
     return complement(solution.pruned, progress.size)
@@ -117,9 +118,11 @@ def projected_gradients(progress: Progress, dimensions: int, batch: int = 100) -
     return torch.cat(rows)
 
 
+KEEP_HARD = Price(costs.el2n, weight=0.5)
+
 IDEAS: dict[str, Callable[[], Method]] = {
-    "influence, keep hard, refreshed": lambda: Influence(cost=costs.el2n, refresh_every=4),
-    "influence, keep hard, redrawn": lambda: Influence(cost=costs.el2n, redraw_every=1),
+    "influence, keep hard, refreshed": lambda: Influence(objective=KEEP_HARD, refresh_every=4),
+    "influence, keep hard, redrawn": lambda: Influence(objective=KEEP_HARD, redraw_every=1),
     "influence, full end": lambda: FullEnd(Influence()),
     "influence, redrawn, full end": lambda: FullEnd(Influence(redraw_every=1)),
     "random, redrawn, full end": lambda: FullEnd(redrawn_random),

@@ -10,13 +10,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
-from prunesampler import Budget, ExactCurvature, IdentityCurvature, InfluencePruner, anneal, costs
+from prunesampler import (
+    Budget,
+    ExactCurvature,
+    IdentityCurvature,
+    InfluencePruner,
+    Objective,
+    Price,
+    costs,
+)
 from prunesampler.influence.curvature import Curvature
 from prunesampler.influence.scores import Scores
 from prunesampler.select.rotation import older
-from prunesampler.solve.solvers import Solver
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from training import Method, Progress
@@ -26,8 +32,8 @@ Cost = Callable[[Scores], Tensor]
 
 
 def pruner(
-    progress: Progress, *, center: bool = True, cost: Cost | None = None, solver: Solver = anneal,
-    validation: TensorDataset | None = None, curvature: Curvature | None = None,
+    progress: Progress, *, center: bool = True, objective: Objective | None = None,
+    curvature: Curvature | None = None,
 ) -> InfluencePruner:  # fmt: skip
     """Ours, with the weight decay of the training as damping."""
     recipe = progress.recipe
@@ -35,7 +41,7 @@ def pruner(
     return InfluencePruner(
         progress.images.train, budget=Budget(fraction=recipe.fraction), progress=False,
         seed=recipe.seed, curvature=curvature, batch_size=1000,
-        center=center, cost=cost, cost_weight=0.5, solver=solver, validation=validation,
+        center=center, objective=objective,
     )  # fmt: skip
 
 
@@ -99,7 +105,7 @@ def moderate(progress: Progress) -> Tensor:
 
     In equal shares of every class, and by the distance itself; their code takes ranks over all.
     """
-    features, labels = measured(progress).gradients.inputs, progress.images.train.tensors[1]
+    features, labels = measured(progress).measurements.inputs, progress.images.train.tensors[1]
     kept = []
     for label in range(progress.images.classes):
         members = (labels == label).nonzero().flatten()
@@ -155,9 +161,7 @@ class Influence:
     """Ours: one set, or measured and selected again, or drawn again from the same measurements."""
 
     center: bool = True
-    cost: Cost | None = None
-    solver: Solver = anneal
-    validation: TensorDataset | None = None
+    objective: Objective | None = None
     refresh_every: int | None = None
     redraw_every: int | None = None
 
@@ -169,10 +173,7 @@ class Influence:
     def __call__(self, progress: Progress) -> Choice:
         since = progress.epoch - progress.recipe.warmup_epochs
         if self._pruner is None:
-            self._pruner = pruner(
-                progress, center=self.center, cost=self.cost, solver=self.solver,
-                validation=self.validation,
-            )  # fmt: skip
+            self._pruner = pruner(progress, center=self.center, objective=self.objective)
             self._ages = torch.zeros(progress.size, dtype=torch.int64)
         anew = since == 0 or (self.refresh_every and since % self.refresh_every == 0)
         again = self.redraw_every and since % self.redraw_every == 0
@@ -204,8 +205,8 @@ METHODS: dict[str, Callable[[], Method]] = {
     "InfoBatch": lambda: infobatch,
     "influence": Influence,
     "influence, literal": lambda: Influence(center=False),
-    "influence, keep hard": lambda: Influence(cost=costs.el2n),
-    "influence, drop hard": lambda: Influence(cost=easiness),
+    "influence, keep hard": lambda: Influence(objective=Price(costs.el2n, weight=0.5)),
+    "influence, drop hard": lambda: Influence(objective=Price(easiness, weight=0.5)),
     "influence, refreshed": lambda: Influence(refresh_every=4),
     "influence, redrawn": lambda: Influence(redraw_every=1),
 }

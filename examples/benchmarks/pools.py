@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prunesampler import cheapest, costs
+from prunesampler import Price, Target, costs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from corrupting import POOLS, Pool
@@ -64,7 +64,7 @@ class Suspecting:
 
 def suspects(progress: Progress, pool: Pool) -> dict[str, float]:
     """Share of bad samples among the highest of each cost, as many as are bad."""
-    scores = pruner(progress, validation=pool.validation).measure(progress.model)
+    scores = pruner(progress, objective=Target(pool.validation)).measure(progress.model)
     assert scores is not None
     count = int(pool.bad.sum())
     return {
@@ -85,13 +85,9 @@ POOL_METHODS: dict[str, Callable[[Pool], Method]] = {
     "coverage": known("coverage"),
     "influence": known("influence"),
     "influence, drop hard": known("influence, drop hard"),
-    "drop hardest": lambda pool: Influence(cost=easiness, solver=cheapest),
-    "validation loss": lambda pool: Influence(
-        cost=costs.validation_loss, solver=cheapest, validation=pool.validation
-    ),
-    "influence, target": lambda pool: Influence(
-        cost=costs.validation_loss, validation=pool.validation
-    ),
+    "drop hardest": lambda pool: Influence(objective=Price(easiness, shift=False)),
+    "validation loss": lambda pool: Influence(objective=Target(pool.validation, shift=False)),
+    "influence, target": lambda pool: Influence(objective=Target(pool.validation, weight=0.5)),
     "without the bad": lambda pool: Once(lambda progress: good_first(progress, pool.bad)),
 }  # fmt: skip
 """From nothing to all that is known."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunesampler import Budget, anneal, cheapest, costs
+from prunesampler import Budget, anneal, costs
 from prunesampler.influence.scores import Scores
+from prunesampler.solve.problem import Problem
+from prunesampler.solve.solvers import cheapest
 
 SETS = ("influence", "random", "keep hard", "keep easy")
 
@@ -21,4 +23,5 @@ def pruned_set(name: str, scores: Scores, fraction: float, seed: int) -> Tensor:
         "keep hard": costs.el2n(scores),
         "keep easy": -costs.el2n(scores),
     }[name]
-    return cheapest(scores.influence, budget, labels=scores.labels, cost=cost.double()).pruned
+    problem = Problem.of(scores.influence, budget, scores.labels, cost=cost.double())
+    return cheapest(problem, seed=0).pruned

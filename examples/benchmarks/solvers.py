@@ -35,10 +35,10 @@ from prunesampler import (
     HeadGradients,
     Influence,
     anneal,
-    cheapest,
-    exchange,
 )
-from prunesampler.solve import search as search_settings
+from prunesampler.solve import scaled
+from prunesampler.solve.problem import Problem
+from prunesampler.solve.solvers import cheapest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from features import Features
@@ -62,7 +62,8 @@ def random_set(influence: Influence, budget: Budget, seed: int) -> Tensor:
 
 def top_k(influence: Influence, budget: Budget, seed: int) -> Tensor:
     """The smallest influences, one by one: what score-based selection does."""
-    return cheapest(influence, budget, cost=influence.sample_squares(), seed=seed).pruned
+    problem = Problem.of(influence, budget, cost=influence.sample_squares())
+    return cheapest(problem, seed).pruned
 
 
 def greedy(influence: Influence, budget: Budget, seed: int, batch: int) -> Tensor:
@@ -134,15 +135,11 @@ def relaxation(influence: Influence, budget: Budget, seed: int) -> Tensor:
 
 
 def annealing(influence: Influence, budget: Budget, seed: int, moves: int, reach: float) -> Tensor:
-    kept, search_settings.REACH = search_settings.REACH, reach
+    kept, scaled.REACH = scaled.REACH, reach
     try:
         return anneal(influence, budget, seed=seed, moves=moves).pruned
     finally:
-        search_settings.REACH = kept
-
-
-def tiles(influence: Influence, budget: Budget, seed: int, moves: int) -> Tensor:
-    return exchange(influence, budget, seed=seed, moves=moves).pruned
+        scaled.REACH = kept
 
 
 def methods(n: int, lp_below: int, largest: int) -> dict[str, Method]:
@@ -157,14 +154,12 @@ def methods(n: int, lp_below: int, largest: int) -> dict[str, Method]:
         found["relaxed, rounded (HiGHS)"] = relaxation
     for moves in (m for m in (500_000, 2_500_000, 10_000_000, 50_000_000) if m <= largest):
         found[f"anneal, {moves / 1e6:g}M swaps"] = partial(
-            annealing, moves=moves, reach=search_settings.REACH
+            annealing, moves=moves, reach=scaled.REACH
         )
     moves = min(2_500_000, largest)
     found[f"anneal, {moves / 1e6:g}M swaps, all rows to the end"] = partial(
         annealing, moves=moves, reach=float("inf")
     )
-    for moves in {min(10_000_000, largest), min(50_000_000, largest)}:
-        found[f"exchange, {moves / 1e6:g}M swaps"] = partial(tiles, moves=moves)
     return found
 
 
@@ -239,7 +234,7 @@ def draw(results: list[dict], path: Path, title: str) -> None:
         axes.plot(
             x,
             y,
-            "o" if row["method"].startswith(("anneal", "exchange")) else "s",
+            "o" if row["method"].startswith("anneal") else "s",
             color=f"C{number % 10}",
         )
         axes.annotate(
@@ -274,7 +269,6 @@ if __name__ == "__main__":
     influence = build(source, given.penalty, given.samples)
     torch.set_num_threads(1)
     anneal(influence, Budget(count=9), moves=1)  # compiles
-    exchange(influence, Budget(count=9), moves=1)
     found = measure(influence, given)
     dimensions = influence.whitened.shape[0] * influence.whitened.shape[1]
     heading = f"n = {len(influence):,}, R = {dimensions}, {given.fraction:.0%} pruned"

@@ -20,19 +20,18 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from prunesampler import Selection, anneal, cheapest, costs
-from prunesampler.solve.solvers import Solver
+from prunesampler import KeepHead, Objective, Price, Selection, costs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import Images
-from methods import Cost, Once, everything, pruner
+from methods import Once, everything, pruner
 from results import Job, Results, Row, points, read, show, spread
 from setting import MODELS, device, load, measures, parser, recipe, settings
 from training import Progress, fresh, train
 
-CHOICES: dict[str, tuple[Solver, Cost | None]] = {
-    "influence": (anneal, None),
-    "EL2N": (cheapest, costs.el2n),
+CHOICES: dict[str, Objective] = {
+    "influence": KeepHead(),
+    "EL2N": Price(costs.el2n, shift=False),
 }
 
 
@@ -42,13 +41,13 @@ def select(images: Images, options: argparse.Namespace, seed: int) -> None:
     network = fresh(images, MODELS[options.model], seed)
     steps = full.full_steps(len(images.train))
     model = train(images, network, full, everything, steps, device()).model
-    for name, (solver, cost) in CHOICES.items():
+    for name, objective in CHOICES.items():
         path = file_of(options, name, seed)
         if path.exists():
             continue
         chosen = recipe(options, options.fraction, seed, warm=False)
         after = Progress(images, chosen, model, 0)
-        pruner(after, solver=solver, cost=cost).select(model).save(path)
+        pruner(after, objective=objective).select(model).save(path)
 
 
 def file_of(options: argparse.Namespace, name: str, seed: int) -> Path:

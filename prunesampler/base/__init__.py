@@ -1,1 +1,1 @@
-"""What every room stands on: checks of arguments, files, the processes of a run, progress bars."""
+"""Used by every other folder: checks of arguments, files, the processes of a run, progress bars."""

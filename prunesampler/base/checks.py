@@ -14,11 +14,19 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 SEEDS = 2**64
-"""How many seeds there are: the generators of the searches and of torch hold 64 bits."""
+"""Number of seeds: the generators of the searches and of torch hold 64 bits."""
 
 
 def warn(message: str) -> None:
-    """Warn at the line outside this package that led here, which is the one that can change."""
+    """Warn at the line outside this package that led here, which is the one the user can change.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn("the learning rate ends early")
+        >>> str(caught[0].message)
+        'the learning rate ends early'
+    """
     frame, level = sys._getframe(), 1
     # With the separator: a user's prunesampler_project beside the package is outside of it.
     package = os.path.dirname(os.path.dirname(__file__)) + os.sep
@@ -33,8 +41,12 @@ def dataset_size(dataset: Any) -> int:
     """Number of samples of a map-style dataset.
 
     Raises:
-        TypeError: for anything else: an iterable dataset, a loader.
-        ValueError: for an empty dataset.
+        TypeError: If it is anything else, such as an iterable dataset or a loader.
+        ValueError: If it is empty.
+
+    Example:
+        >>> dataset_size(["a", "b", "c"])
+        3
     """
     indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     if isinstance(dataset, IterableDataset) or not indexed:
@@ -51,7 +63,12 @@ def whole_number(name: str, value: Any) -> int:
     """The value as an int.
 
     Raises:
-        ValueError: when it is not a whole number of at least 0.
+        ValueError: If it is not a whole number of at least 0.
+
+    Example:
+        >>> whole_number("warmup_epochs", 2.5)
+        Traceback (most recent call last):
+        ValueError: warmup_epochs must be a whole number of at least 0, got 2.5
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
         raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
@@ -59,10 +76,14 @@ def whole_number(name: str, value: Any) -> int:
 
 
 def checked_seed(seed: Any, name: str = "seed") -> int:
-    """The seed as an int that every generator here takes.
+    """The seed as an int that every generator of this package takes.
 
     Raises:
-        ValueError: when it is not a whole number from 0 to ``2**64 - 1``.
+        ValueError: If it is not a whole number from 0 to ``2**64 - 1``.
+
+    Example:
+        >>> checked_seed(np.int64(7))
+        7
     """
     number = whole_number(name, seed)
     if number >= SEEDS:
@@ -78,8 +99,12 @@ def checked_indices(
     """Indices as an ascending int64 tensor on the CPU.
 
     Raises:
-        TypeError: when they are not whole numbers.
-        ValueError: when one is out of range or there twice.
+        TypeError: If they are not whole numbers.
+        ValueError: If one is out of range or given twice.
+
+    Example:
+        >>> checked_indices([4, 0, 2], num_samples=5)
+        tensor([0, 2, 4])
     """
     try:
         tensor = torch.as_tensor(indices if hasattr(indices, "__array__") else list(indices))
@@ -108,11 +133,15 @@ def checked_indices(
 
 
 def checked_labels(labels: Tensor | Sequence[int], num_samples: int) -> Tensor:
-    """Labels as int64 on the CPU, one per sample.
+    """Labels as an int64 tensor on the CPU, shape (n,).
 
     Raises:
-        TypeError: when they are no numbers.
-        ValueError: when there is not one whole number of at least 0 per sample.
+        TypeError: If they are not numbers.
+        ValueError: If there is not one whole number of at least 0 per sample.
+
+    Example:
+        >>> checked_labels([0, 2, 1], num_samples=3)
+        tensor([0, 2, 1])
     """
     try:
         tensor = torch.as_tensor(labels)
@@ -120,28 +149,30 @@ def checked_labels(labels: Tensor | Sequence[int], num_samples: int) -> Tensor:
         raise TypeError(
             "labels must be whole numbers, one per sample: number the classes"
         ) from error
+    wanted = f"labels must be {num_samples} whole numbers from 0, one per sample"
     if tensor.shape != (num_samples,) or tensor.is_floating_point():
-        raise ValueError(
-            f"labels must be {num_samples} whole numbers from 0, one per sample, got "
-            f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-        )
+        raise ValueError(f"{wanted}, got {tensor.dtype} of shape {tuple(tensor.shape)}")
     whole = tensor.to("cpu", torch.int64)
     negative = (whole < 0).nonzero().flatten()
     if len(negative):
         raise ValueError(
-            f"labels must be {num_samples} whole numbers from 0, one per sample, got "
-            f"{int(whole[negative[0]])} for sample {int(negative[0])} and {len(negative)} below 0 in "
-            "all; give such samples a class of their own, or leave them out of the dataset"
+            f"{wanted}, got {int(whole[negative[0]])} for sample {int(negative[0])} and "
+            f"{len(negative)} below 0 in all; give such samples a class of their own, or leave them "
+            "out of the dataset"
         )
     return whole
 
 
 def checked_cost(cost: Tensor | Sequence[float], num_samples: int) -> Tensor:
-    """Costs as float64 on the CPU, one per sample.
+    """Costs as a float64 tensor on the CPU, shape (n,).
 
     Raises:
-        TypeError: when they are no numbers.
-        ValueError: when there is not one finite number per sample.
+        TypeError: If they are not numbers.
+        ValueError: If there is not one finite number per sample.
+
+    Example:
+        >>> checked_cost([1, 2], num_samples=2)
+        tensor([1., 2.], dtype=torch.float64)
     """
     try:
         tensor = torch.as_tensor(cost).detach().to("cpu", torch.float64)
@@ -161,10 +192,15 @@ def checked_cost(cost: Tensor | Sequence[float], num_samples: int) -> Tensor:
 
 
 def check_state(state: Mapping[str, Any], owner: str, version: int, keys: set[str]) -> None:
-    """Check that a state dict is whole and of this version.
+    """Check that a state dict has all keys and this version.
 
     Raises:
-        ValueError: when it is not.
+        ValueError: If a key is missing, or the version is another.
+
+    Example:
+        >>> check_state({"version": 1}, "Sampler", 1, {"version", "epoch"})
+        Traceback (most recent call last):
+        ValueError: not a state of Sampler: ['epoch'] missing; load what its state_dict returned
     """
     missing = keys - set(state)
     if missing:

@@ -1,4 +1,4 @@
-"""Files without pickle: tensors and JSON in one safetensors file, read without trust."""
+"""Files without pickle: tensors and JSON in one safetensors file, safe to read from anyone."""
 
 from __future__ import annotations
 
@@ -18,17 +18,34 @@ STATE = ("prunesampler.state", 1)
 
 
 def pack(kind: tuple[str, int], header: Mapping[str, Any], tensors: dict[str, Tensor]) -> bytes:
-    """The content of a file: what it is and its version, JSON values, and tensors."""
+    """The content of a file of this kind.
+
+    Args:
+        kind: Name and version of the format.
+        header: JSON values.
+        tensors: Tensors by name.
+
+    Example:
+        >>> import torch
+        >>> header, tensors = unpack(("sums", 1), pack(("sums", 1), {"n": 3}, {"x": torch.ones(2)}))
+        >>> header["n"], tensors["x"]
+        (3, tensor([1., 1.]))
+    """
     header = {"format": kind[0], "version": kind[1], **header}
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     return save_tensors(whole, {"header": json.dumps(header)})
 
 
 def unpack(kind: tuple[str, int], data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The reverse of `pack`.
+    """Header and tensors of a file that `pack` wrote.
 
     Raises:
-        ValueError: for anything but a whole file of this kind and version.
+        ValueError: If it is not a whole file of this kind and version.
+
+    Example:
+        >>> unpack(("sums", 2), pack(("sums", 1), {}, {}))
+        Traceback (most recent call last):
+        ValueError: this is 'sums' version 1; this release reads 'sums' version 2
     """
     try:
         length = int.from_bytes(data[:8], "little")
@@ -48,7 +65,13 @@ def unpack(kind: tuple[str, int], data: bytes) -> tuple[dict[str, Any], dict[str
 
 
 def pack_state(state: Mapping[str, Any]) -> bytes:
-    """A file for nested dicts of tensors and JSON values, such as ``PruningCallback.state_dict``."""
+    """A file for nested dicts of tensors and JSON values, such as ``PruningCallback.state_dict``.
+
+    Example:
+        >>> import torch
+        >>> unpack_state(pack_state({"sampler": {"kept": torch.tensor([3]), "epoch": 1}}))
+        {'sampler': {'kept': tensor([3]), 'epoch': 1}}
+    """
     tensors: dict[str, Tensor] = {}
 
     def plain(value: Any, path: str) -> Any:
@@ -63,10 +86,15 @@ def pack_state(state: Mapping[str, Any]) -> bytes:
 
 
 def unpack_state(data: bytes) -> dict[str, Any]:
-    """The reverse of `pack_state`.
+    """The state in a file that `pack_state` wrote.
 
     Raises:
-        ValueError: for anything but such a file.
+        ValueError: If it is not such a file.
+
+    Example:
+        >>> unpack_state(b"something else")
+        Traceback (most recent call last):
+        ValueError: not a file of prunesampler.state
     """
     header, tensors = unpack(STATE, data)
 
@@ -84,7 +112,15 @@ def unpack_state(data: bytes) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a kill at any moment leaves the old one or the new one, whole."""
+    """Write a file so that a kill at any moment leaves the old one or the new one, whole.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_atomically(Path(folder, "state"), b"whole")
+        ...     Path(folder, "state").read_bytes()
+        b'whole'
+    """
     name = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with open(name, "xb") as file:

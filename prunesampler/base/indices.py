@@ -1,4 +1,4 @@
-"""Orders of indices, and how a state writes down a set of them."""
+"""Orders and sets of indices, and how a state stores a set of them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,28 @@ from torch import Tensor
 from prunesampler.base.checks import checked_indices
 
 MANY_PASSES = 1000
-"""From so many repetitions of the kept samples on, all are shuffled at once."""
+"""From this number of passes on, all of them are shuffled at once."""
 
 
 def permutations(size: int, passes: int, generator: torch.Generator) -> Tensor:
-    """So many random orders of 0 to size - 1 behind one another, int64."""
+    """Random orders of 0 to size - 1, one for each pass, behind one another, int64.
+
+    Example:
+        >>> permutations(3, passes=2, generator=torch.Generator().manual_seed(0)).bincount()
+        tensor([2, 2, 2])
+    """
     if passes < MANY_PASSES:
         return torch.cat([torch.randperm(size, generator=generator) for _ in range(passes)])
     return torch.rand(passes, size, generator=generator).argsort(1).flatten()
 
 
 def encode(kept: Tensor, size: int) -> str:
-    """One bit for each of ``size`` samples, set where it is kept, in base64."""
+    """One bit for each of ``size`` samples, set where it is kept, in base64.
+
+    Example:
+        >>> encode(torch.tensor([0, 2]), 8)
+        'oA=='
+    """
     mask = np.zeros(size, dtype=bool)
     mask[kept.numpy()] = True
     return base64.b64encode(np.packbits(mask).tobytes()).decode()
@@ -34,8 +44,12 @@ def decode(code: Any, size: int) -> Tensor:
     """Kept samples, int64, ascending, from what `encode` wrote, or from indices as in older states.
 
     Raises:
-        TypeError: for indices that are no whole numbers.
-        ValueError: when they do not fit ``size`` samples.
+        TypeError: If indices are not whole numbers.
+        ValueError: If they do not fit ``size`` samples.
+
+    Example:
+        >>> decode("oA==", 8)
+        tensor([0, 2])
     """
     if not isinstance(code, str):
         return checked_indices(code, size)
@@ -52,7 +66,12 @@ def decode(code: Any, size: int) -> Tensor:
 
 
 def complement(indices: Tensor, size: int) -> Tensor:
-    """Those of 0 to size - 1 that are not in ``indices``, int64, ascending."""
+    """The numbers from 0 to size - 1 that are not in ``indices``, int64, ascending.
+
+    Example:
+        >>> complement(torch.tensor([1]), 3)
+        tensor([0, 2])
+    """
     mask = torch.ones(size, dtype=torch.bool)
     mask[indices] = False
     return mask.nonzero().flatten()

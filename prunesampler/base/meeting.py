@@ -1,4 +1,4 @@
-"""How the processes of ``torch.distributed`` come together: all of them, and over gloo."""
+"""How the processes of ``torch.distributed`` meet at a call, and connect over gloo."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 from prunesampler.base.checks import warn
 
-# Ranks come to a call as far apart as their work before it took: rank 0 may have evaluated.
+# Ranks reach a call at different times: rank 0 may have evaluated the model before it.
 MEETING_LIMIT = timedelta(minutes=30)
 MEETING_NOTICE = timedelta(minutes=1)
-# Inside a call the others wait for rank 0 to solve, which may take hours and is no fault.
+# Inside a call the others wait for rank 0 to solve, which may rightly take hours.
 WORK_LIMIT = timedelta(hours=12)
 
 # Weak on both sides: a group lives until the user calls destroy_process_group, and no longer.
@@ -24,11 +24,11 @@ _gloo_groups: WeakKeyDictionary[dist.ProcessGroup, ReferenceType[dist.ProcessGro
 _gloo_groups = WeakKeyDictionary()
 
 
-def gloo_group(rank: int, size: int) -> dist.ProcessGroup:
-    """A gloo group of all ranks beside the default one, made when all ranks first ask for it.
+def gloo_group(rank: int, world: int) -> dist.ProcessGroup:
+    """A gloo group of all ranks beside the default group, made when all ranks first ask for it.
 
     Raises:
-        RuntimeError: when gloo is not there or cannot connect, or when some ranks do not ask.
+        RuntimeError: If gloo is not available or cannot connect, or if some ranks do not ask.
     """
     default = dist.group.WORLD
     assert default is not None
@@ -41,7 +41,7 @@ def gloo_group(rank: int, size: int) -> dist.ProcessGroup:
             f"{dist.get_backend()!r} of this torch {torch.__version__}; select in one process, save "
             "the selection, and give it to sampler.restrict on all"
         )
-    wait_for_all(rank, size, "prunesampler")
+    wait_for_all(rank, world, "prunesampler")
     try:
         group = dist.new_group(backend="gloo", timeout=WORK_LIMIT)
     except RuntimeError as error:
@@ -56,20 +56,20 @@ def gloo_group(rank: int, size: int) -> dist.ProcessGroup:
 
 
 def _leave(group: ReferenceType[dist.ProcessGroup], process: int) -> None:
-    """Let go of the group, if the user has not: gloo's threads abort an interpreter that ends first."""
+    """Destroy the group at exit unless the user has: its threads would abort the interpreter."""
     left = group()
     if left is not None and dist.is_initialized() and os.getpid() == process:
         dist.destroy_process_group(left)
 
 
-def wait_for_all(rank: int, size: int, call: str) -> None:
+def wait_for_all(rank: int, world: int, call: str) -> None:
     """Wait until all ranks have begun as many calls as this one.
 
-    They count in the store in which they found each other: no connection has to be there yet, every
-    rank learns who is missing, and a late one finds nothing changed.
+    They count in the store through which they found each other. That needs no connection yet, tells
+    every rank who is missing, and leaves nothing changed for a rank that comes late.
 
     Raises:
-        RuntimeError: when some do not come in time.
+        RuntimeError: If some do not come in time.
     """
     from torch.distributed.distributed_c10d import _get_default_store  # private; so in 2.6 to 2.14
 
@@ -78,10 +78,10 @@ def wait_for_all(rank: int, size: int, call: str) -> None:
     number = store.add(own, 1)
     store.add(everyone, 1)
     try:
-        while store.add(everyone, 0) < number * size:
+        while store.add(everyone, 0) < number * world:
             waited = timedelta(seconds=time.monotonic() - began)
             if waited > MEETING_LIMIT or (waited > MEETING_NOTICE and not noticed):
-                counts = [store.add(f"prunesampler/{other}", 0) for other in range(size)]
+                counts = [store.add(f"prunesampler/{other}", 0) for other in range(world)]
                 missing = [other for other, count in enumerate(counts) if count < number]
                 text = (
                     f"{call} was called on rank {rank} {waited.total_seconds():.0f} s ago, and not on "

@@ -1,4 +1,4 @@
-"""The few collectives that scoring needs, over ``torch.distributed`` or over nothing."""
+"""The few collectives of this package, over ``torch.distributed`` or in one process."""
 
 from __future__ import annotations
 
@@ -32,28 +32,35 @@ WAYS_OUT = {
 
 
 class Group(Protocol):
-    """The processes that train together."""
+    """The processes that train together. All ranks make the same calls in the same order."""
 
     @property
     def rank(self) -> int:
-        """Of this process."""
+        """Rank of this process."""
 
     @property
     def world(self) -> int:
         """Number of processes."""
 
     def meet(self, call: str) -> None:
-        """Wait for all ranks to begin this call; an error where some do not come."""
+        """Wait for all ranks to begin this call.
+
+        Raises:
+            RuntimeError: If some do not come in time, or begin another call.
+        """
 
     def gather(self, rows: Tensor, places: list[Tensor]) -> Tensor | None:
-        """Collect every rank's rows on rank 0, in their places; None elsewhere.
+        """Collect every rank's rows on rank 0, in their places.
 
         Args:
-            rows: of this rank, shape (k, ...); same dtype and shape of a row on all ranks.
-            places: for every rank, where its rows belong, int64, shape (k,); together 0, ..., n - 1.
+            rows: This rank's rows, shape (k, ...), with the same dtype and row shape on all ranks.
+            places: For every rank, where its rows belong, int64, shape (k,); together 0, ..., n - 1.
 
         Returns:
-            All rows on rank 0, shape (n, ...), on the CPU.
+            All rows on rank 0, shape (n, ...), on the CPU; None elsewhere.
+
+        Raises:
+            RuntimeError: If rank 0 has no room for them.
         """
 
     def broadcast(self, tensor: Tensor) -> None:
@@ -63,31 +70,46 @@ class Group(Protocol):
         """Rank 0's bytes, on every rank."""
 
     def raise_together(self, error: BaseException | None) -> None:
-        """Raise on every rank if any rank brings an error, so that none waits for another."""
+        """Raise on every rank if any rank brings an error, so that none waits for another.
+
+        Raises:
+            RuntimeError: If another rank brings an error, with what it says; one's own is raised as
+                it is.
+        """
 
     def check_equal(self, what: str, *data: bytes) -> None:
-        """Raise on every rank unless all bring the same data."""
+        """Raise on every rank unless all bring the same data.
+
+        Raises:
+            RuntimeError: If the data differ, naming ``what`` and the ranks.
+        """
 
 
 class LocalGroup:
-    """One process."""
+    """One process, which waits for nobody and compares nothing.
+
+    Example:
+        >>> group = LocalGroup()
+        >>> group.gather(torch.tensor([1, 2]), [torch.tensor([0, 1])])
+        tensor([1, 2])
+    """
 
     rank = 0
     world = 1
 
     def meet(self, call: str) -> None:
-        """Nobody to wait for."""
+        """Return at once."""
 
     def gather(self, rows: Tensor, places: list[Tensor]) -> Tensor | None:
-        """The rows."""
+        """The rows themselves."""
         del places
         return rows
 
     def broadcast(self, tensor: Tensor) -> None:
-        """Nothing to do."""
+        """Leave the tensor as it is."""
 
     def broadcast_bytes(self, data: bytes | None) -> bytes:
-        """The bytes."""
+        """The bytes themselves."""
         assert data is not None
         return data
 
@@ -97,15 +119,15 @@ class LocalGroup:
             raise error
 
     def check_equal(self, what: str, *data: bytes) -> None:
-        """Nothing to compare."""
+        """Return at once."""
 
 
 class ProcessGroup:
     """All processes of ``torch.distributed``, which accelerate and torchrun scripts set up.
 
-    Whatever backend they train with, the collectives here run over gloo and on the CPU: what they
-    carry is there already, no device memory is taken, and nothing stands in the way of the
-    training's own. The gloo group is made at the first collective.
+    Whatever backend they train with, the collectives here run over gloo and on the CPU: their data is
+    there already, they take no device memory, and they do not get in the way of the training's own.
+    The gloo group is made at the first collective. See :class:`Group` for the methods.
     """
 
     def __init__(self) -> None:
@@ -113,22 +135,12 @@ class ProcessGroup:
         self.world = dist.get_world_size()
 
     def meet(self, call: str) -> None:
-        """Wait for all ranks to begin this call.
-
-        Raises:
-            RuntimeError: when some do not come in time, or begin another call.
-        """
+        """Wait in the store of ``torch.distributed``, then compare the calls."""
         wait_for_all(self.rank, self.world, call)
         self.check_equal("the calls", call.encode())
 
     def gather(self, rows: Tensor, places: list[Tensor]) -> Tensor | None:
-        """Collect every rank's rows on rank 0; None elsewhere.
-
-        Rank 0 takes memory for them once, and for a piece on its way.
-
-        Raises:
-            RuntimeError: when rank 0 has no room for them.
-        """
+        """Send the rows to rank 0, which takes memory for all of them once, and for one piece."""
         shape, group = rows.shape[1:], gloo_group(self.rank, self.world)
 
         def make_room() -> Tensor | None:
@@ -152,7 +164,7 @@ class ProcessGroup:
         return everyone
 
     def broadcast(self, tensor: Tensor) -> None:
-        """Overwrite the tensor with rank 0's where it differs."""
+        """Write to the tensor only where it differs from rank 0's."""
         mine = _flat_bytes(tensor)
         content = torch.empty_like(mine) if self.rank else mine
         self._send_from(0, content)
@@ -164,11 +176,7 @@ class ProcessGroup:
         return self._bytes_from(0, data or b"")
 
     def raise_together(self, error: BaseException | None) -> None:
-        """Raise the error where it is one's own, and what it says elsewhere.
-
-        Raises:
-            RuntimeError: when another rank brings an error.
-        """
+        """Raise one's own error, or a RuntimeError that says what another rank's says."""
         failed = self._numbers(int(error is not None))
         if not any(failed):
             return
@@ -179,11 +187,7 @@ class ProcessGroup:
         raise RuntimeError(f"rank {first} failed while selecting: {reason.decode()}")
 
     def check_equal(self, what: str, *data: bytes) -> None:
-        """Compare a hash of the data over all ranks.
-
-        Raises:
-            RuntimeError: when they differ.
-        """
+        """Compare a hash of the data over all ranks."""
         digest = hashlib.blake2b(b"\0".join(data), digest_size=7).digest()
         values = self._numbers(int.from_bytes(digest, "little"))
         if len(set(values)) > 1:
@@ -192,13 +196,13 @@ class ProcessGroup:
             raise RuntimeError(f"{what} differ between rank 0 and ranks {odd}, {way_out}")
 
     def _numbers(self, mine: int) -> list[int]:
-        """Every rank's number, by rank."""
+        """Every rank's number, in the order of ranks."""
         numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
         dist.all_gather(numbers, torch.tensor([mine]), group=gloo_group(self.rank, self.world))
         return [int(number) for number in numbers]
 
     def _bytes_from(self, rank: int, data: bytes) -> bytes:
-        """One rank's bytes, on every rank; what the others bring does not matter."""
+        """One rank's bytes, on every rank; what the others pass does not matter."""
         size = torch.tensor([len(data)])
         self._send_from(rank, size)
         content = torch.zeros(int(size), dtype=torch.uint8)
@@ -214,30 +218,38 @@ class ProcessGroup:
 
 
 def _flat_bytes(tensor: Tensor) -> Tensor:
-    """What a tensor holds as bytes on the CPU, flat: gloo does not know every dtype.
+    """The content of a tensor as flat bytes on the CPU, since gloo does not know every dtype.
 
-    Shares memory with a contiguous tensor on the CPU.
+    They share memory with a contiguous tensor on the CPU.
     """
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     return plain.view(-1).view(torch.uint8)
 
 
 def current_group() -> Group:
-    """The processes at hand: those of ``torch.distributed`` where there are several, else one."""
+    """The processes of ``torch.distributed`` if there are several, else this one alone.
+
+    Example:
+        >>> current_group().world
+        1
+    """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return ProcessGroup()
     return LocalGroup()
 
 
 def check_world(processes: int, num_replicas: int) -> None:
-    """Check that accelerate, and it alone, shares out the samples over the processes at hand.
+    """Check that accelerate, and it alone, divides the samples among the current processes.
 
     Args:
-        processes: of the accelerator.
-        num_replicas: of the sampler.
+        processes: Number of processes of the accelerator.
+        num_replicas: Number of parts that the sampler makes.
 
     Raises:
-        ValueError: when it does not.
+        ValueError: If the sampler divides them too, or the accelerator knows other processes.
+
+    Example:
+        >>> check_world(processes=1, num_replicas=1)
     """
     if num_replicas > 1:
         raise ValueError(
@@ -252,7 +264,12 @@ def check_world(processes: int, num_replicas: int) -> None:
 
 
 def together(group: Group, work: Callable[[], T]) -> T:
-    """Do this rank's work; if it fails on any rank, raise on all, so that none waits for another."""
+    """Do this rank's work; if it fails on any rank, raise on all, so that none waits for another.
+
+    Example:
+        >>> together(LocalGroup(), lambda: 2 + 2)
+        4
+    """
     result: T | None = None
     error: Exception | None = None
     try:

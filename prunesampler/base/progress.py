@@ -1,4 +1,4 @@
-"""Progress of long work: what reports it, and the bar that shows it."""
+"""Progress of long work: how it is reported, and the bar that shows it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,28 @@ from typing import Any
 from tqdm.auto import tqdm
 
 Progress = Callable[[int, int], None]
-"""Called now and then with the steps done and the steps in all."""
+"""Called now and then with the number of steps done and the number in all."""
 
 
 def progress_bar(name: str, total: int, shown: bool) -> tqdm[Any]:
-    """A bar on standard error that leaves no line behind."""
+    """A bar on standard error that leaves no line behind.
+
+    Example:
+        >>> with progress_bar("measuring", total=3, shown=False) as bar:
+        ...     advance(bar)(2, 3)
+    """
     return tqdm(total=total, desc=name, disable=not shown, leave=False, file=sys.stderr)
 
 
 def advance(bar: tqdm[Any]) -> Progress:
-    """A function that moves a bar to the steps done."""
+    """A function that moves a bar to the number of steps done.
+
+    Example:
+        >>> with progress_bar("solving", total=10, shown=False) as bar:
+        ...     advance(bar)(5, 20)
+        ...     bar.total
+        20
+    """
 
     def show(done: int, total: int) -> None:
         bar.total = total

@@ -1,4 +1,4 @@
-"""Conjugate gradients: a linear system solved with nothing but products with its matrix."""
+"""Conjugate gradients: solves a linear system by products with its matrix alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 TOLERANCE, MOST_STEPS = 1e-3, 100
-"""Where the iteration ends: at this share of the first residual, or after so many steps."""
+"""The iteration ends at this share of the first residual, or after this number of steps."""
 
 
 def conjugate_gradients(
@@ -21,18 +21,22 @@ def conjugate_gradients(
 ) -> Tensor:
     """``A^-1 target`` for a symmetric positive definite ``A``, preconditioned, in float64.
 
-    Residuals are measured in the norm of the preconditioner. The iterate grows from zero, so where
-    the steps run out the answer is too short, not too long. It also ends, with what there is, where
-    rounding leaves no direction in which ``A`` is positive.
+    Residuals are measured in the norm of the preconditioner. The iterate grows from zero, so if the
+    steps run out, the answer is too short, not too long. The iteration also ends early, with what it
+    has reached, where rounding leaves no direction in which ``A`` is positive.
 
     Source: Hestenes and Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems", 1952.
 
     Args:
-        product: from x to ``A x``, both of the shape of ``target``.
-        target: of any shape.
-        precondition: from r to ``M^-1 r`` with M near A, symmetric and positive definite.
-        tolerance: of the residual, as a share of the first.
-        most_steps: products that may be taken.
+        product: Maps x to ``A x``, both of the shape of ``target``.
+        target: Right-hand side, of any shape.
+        precondition: Maps r to ``M^-1 r``, with M near A, symmetric and positive definite.
+        tolerance: Largest residual in the end, as a share of the first.
+        most_steps: Largest number of products.
+
+    Example:
+        >>> conjugate_gradients(lambda x: 4 * x, torch.tensor([2.0, 6.0]), lambda r: r)
+        tensor([0.5000, 1.5000], dtype=torch.float64)
     """
     residual = target.double()
     solution = torch.zeros_like(residual)

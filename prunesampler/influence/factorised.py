@@ -1,4 +1,4 @@
-"""Factorised curvatures: the matrices that `prunesampler.influence.curvature` makes ready for solves."""
+"""Factorised curvatures, which `prunesampler.influence.curvature` makes: products and inverses."""
 
 from __future__ import annotations
 
@@ -27,30 +27,35 @@ class Factorised(Protocol):
     def whiten(self, rows: RankOne) -> RankOne:
         """Rows in coordinates where the curvature is about the identity: ``L^-1 g``, ``H = L L^T``.
 
-        Solvers search there because all directions weigh the same. Any invertible map keeps
-        "the sum is zero" true; reported norms never come from here.
+        Solvers work there because all directions weigh the same. Under any invertible map a sum is
+        zero where it was before; reported norms never come from here.
         """
 
     def squares(self, rows: RankOne, mean: Tensor, power: int) -> Tensor | None:
         """``(g_i - mean)^T H^-power (g_i - mean)`` for every row, shape (n,), float64.
 
-        None where no closed form is known; then every row takes a solve of its own.
+        None where no closed form is known; then the inverse is applied to every row.
 
         Args:
             rows: n matrices ``g_i`` of shape (K, D).
-            mean: shape (K, D), float64.
+            mean: Subtracted from every row, shape (K, D), float64.
             power: 1 or 2.
         """
 
 
 @dataclass(frozen=True)
 class ExactFactorised:
-    """Cholesky factor of the damped GGN.
+    """Cholesky factors of the damped GGN.
 
     Args:
-        cholesky: lower triangular, shape (R, R), float64.
-        search: the same of the curvature with the damping of the search.
-        damping: what was added to the diagonal.
+        cholesky: Lower triangular factor, shape (R, R), float64.
+        search: The factor with the smaller damping that whitened rows use.
+        damping: Multiple of the identity in ``cholesky``.
+
+    Example:
+        >>> factorised = ExactFactorised(torch.tensor([[2.0]]).double(), torch.eye(1), 1.0)
+        >>> factorised.apply_inverse(torch.tensor([[8.0]]))
+        tensor([[2.]], dtype=torch.float64)
     """
 
     cholesky: Tensor
@@ -71,13 +76,13 @@ class ExactFactorised:
         return (flat @ self.cholesky @ self.cholesky.T).reshape(matrix.shape)
 
     def squares(self, rows: RankOne, mean: Tensor, power: int) -> None:
-        """None: every row takes a solve of its own."""
+        """None: there is no closed form."""
 
     def whiten(self, rows: RankOne) -> RankOne:
         """``L^-1 g_i``: dense rows of shape (1, R), float32, ``4 n R`` bytes.
 
-        ``L`` is of the curvature with less damping: where damping outweighs the curvature, rows
-        would be short and a search slow to balance them.
+        ``L`` is ``search``, with less damping: where damping outweighs the curvature, rows would be
+        short, and a search would be slow to balance them.
         """
         lower = self.search.float()
         white = torch.empty(len(rows), len(lower), device=lower.device)
@@ -90,7 +95,14 @@ class ExactFactorised:
 
 @dataclass(frozen=True)
 class KroneckerFactorised:
-    """Eigenvalues (K,) and (D,) and eigenvectors of both Kronecker factors, float64."""
+    """Eigenvalues (K,) and (D,) and eigenvectors of both Kronecker factors, float64.
+
+    Example:
+        >>> one, two = torch.ones(1).double(), torch.tensor([2.0]).double()
+        >>> factorised = KroneckerFactorised(two, one[:, None], two, one[:, None], 1.0)
+        >>> factorised.multiply(torch.tensor([[3.0]]))  # (2 * 2 + 1) * 3
+        tensor([[15.]], dtype=torch.float64)
+    """
 
     left_values: Tensor
     left_vectors: Tensor
@@ -114,7 +126,7 @@ class KroneckerFactorised:
         return self.left_vectors @ (rotated * scale) @ self.right_vectors.T
 
     def squares(self, rows: RankOne, mean: Tensor, power: int) -> Tensor:
-        """In the eigenvectors' coordinates the curvature is diagonal: no row is written out."""
+        """See :class:`Factorised`; in the eigenvectors' coordinates the curvature is diagonal."""
         weights = self._values() ** -power
         centre = self.left_vectors.T @ mean @ self.right_vectors
         turned = (
@@ -124,7 +136,7 @@ class KroneckerFactorised:
         return torch.cat([chunk.squares(centre, weights) for chunk in turned])
 
     def whiten(self, rows: RankOne) -> RankOne:
-        """Both factors whitened apart, so that rows stay rank one: ``4 n (K + D)`` bytes.
+        """Rows whitened by each Kronecker factor alone, so still rank one: ``4 n (K + D)`` bytes.
 
         The damping is split between the factors in proportion to their mean eigenvalues.
         """
@@ -141,7 +153,12 @@ class KroneckerFactorised:
 
 @dataclass(frozen=True)
 class IdentityFactorised:
-    """The identity as curvature: influence is the centred gradient over n."""
+    """The identity as curvature: influence is the centred gradient over n.
+
+    Example:
+        >>> IdentityFactorised().apply_inverse(torch.tensor([[3.0]]))
+        tensor([[3.]], dtype=torch.float64)
+    """
 
     damping: float = 0.0
 

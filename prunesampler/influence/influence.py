@@ -124,6 +124,19 @@ class Influence:
             return float(shift.norm())
         return float((shift * self.metric(self.factorised, shift)).sum().clamp(min=0).sqrt())
 
+    def effects(self, gradient: Tensor) -> Tensor:
+        """``gradient . s_i`` for every sample: what its removal does to a loss with this gradient.
+
+        Args:
+            gradient: shape (K, D).
+
+        Returns:
+            Shape (n,), float64.
+        """
+        direction = self.factorised.apply_inverse(gradient)
+        centred = self.gradients.inner(direction) - (self.mean * direction).sum()
+        return centred / len(self)
+
     def products(self, gradient: Tensor) -> Tensor:
         """Inner product, in the metric, of every ``H^-1 (g_i - gbar)`` with ``H^-1 gradient``.
 

@@ -1,167 +1,36 @@
-"""What scoring takes from n samples: gradients and curvature of their losses at one layer."""
+"""What one pass over n samples yields: gradients and curvature of their losses at one layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from prunesampler.influence.hessians import OutputHessian
 from prunesampler.influence.rows import CHUNK, RankOne
-
-
-class OutputHessian(Protocol):
-    """Second derivative of each sample's loss by the layer's C outputs."""
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything it holds, first dimension n; the constructor takes them by these names."""
-
-    def dense(self, basis: Tensor) -> Tensor:
-        """``basis^T H_i basis`` for every sample, shape (n, K, K), for a basis of shape (C, K)."""
-
-    def apply(self, vectors: Tensor) -> Tensor:
-        """``H_i v_i`` for every sample, shape (n, C), for vectors of shape (n, C), in their dtype."""
-
-    def total(self) -> Tensor:
-        """Sum of all ``H_i``, shape (C, C), float64, in no more memory than the tensors held."""
-
-    def basis(self) -> Tensor:
-        """Orthonormal columns that span what the loss can see, shape (C, K), float64."""
-
-
-@dataclass(frozen=True)
-class SoftmaxHessian:
-    """``w_i (diag p_i - p_i p_i^T)``, for cross-entropy.
-
-    Softmax does not see a shift of all outputs, so the all-ones direction carries no curvature and
-    no gradient. The basis leaves it out: C - 1 Helmert columns.
-
-    Args:
-        probabilities: shape (n, C).
-        mass: total target weight of each sample, shape (n,); 1 without class weights.
-    """
-
-    probabilities: Tensor
-    mass: Tensor
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The two arguments."""
-        return {"probabilities": self.probabilities, "mass": self.mass}
-
-    def dense(self, basis: Tensor) -> Tensor:
-        """Shape (n, K, K); see :class:`OutputHessian`."""
-        p, q = self.probabilities, basis.to(self.probabilities)
-        seen = p @ q
-        spread = torch.einsum("ck,nc,cl->nkl", q, p, q) - seen[:, :, None] * seen[:, None, :]
-        return self.mass[:, None, None] * spread
-
-    def apply(self, vectors: Tensor) -> Tensor:
-        """Shape (n, C); see :class:`OutputHessian`."""
-        p = self.probabilities.to(vectors)
-        spread = p * (vectors - (p * vectors).sum(1, keepdim=True))
-        return self.mass.to(vectors)[:, None] * spread
-
-    def total(self) -> Tensor:
-        """Shape (C, C); see :class:`OutputHessian`."""
-        p = self.probabilities.double()
-        weighted = self.mass.double()[:, None] * p
-        return torch.diag(weighted.sum(0)) - weighted.T @ p
-
-    def basis(self) -> Tensor:
-        """Helmert columns, shape (C, C - 1): orthonormal and orthogonal to ones."""
-        return helmert(self.probabilities.shape[1])
-
-
-@dataclass(frozen=True)
-class _FullHessian:
-    """A Hessian that may have curvature in every direction, so its basis is the identity."""
-
-    values: Tensor
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The one argument."""
-        return {"values": self.values}
-
-    def basis(self) -> Tensor:
-        """The identity, shape (C, C)."""
-        return torch.eye(self.values.shape[1], dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class DiagonalHessian(_FullHessian):
-    """``diag(values_i)``, for losses that treat the outputs apart.
-
-    Args:
-        values: shape (n, C).
-    """
-
-    def dense(self, basis: Tensor) -> Tensor:
-        """Shape (n, K, K); see :class:`OutputHessian`."""
-        q = basis.to(self.values)
-        return torch.einsum("ck,nc,cl->nkl", q, self.values, q)
-
-    def apply(self, vectors: Tensor) -> Tensor:
-        """Shape (n, C); see :class:`OutputHessian`."""
-        return self.values.to(vectors) * vectors
-
-    def total(self) -> Tensor:
-        """Shape (C, C); see :class:`OutputHessian`."""
-        return torch.diag(self.values.double().sum(0))
-
-
-@dataclass(frozen=True)
-class DenseHessian(_FullHessian):
-    """Any symmetric matrices, from automatic differentiation.
-
-    Args:
-        values: shape (n, C, C).
-    """
-
-    def dense(self, basis: Tensor) -> Tensor:
-        """Shape (n, K, K); see :class:`OutputHessian`."""
-        q = basis.to(self.values)
-        return torch.einsum("ck,ncd,dl->nkl", q, self.values, q)
-
-    def apply(self, vectors: Tensor) -> Tensor:
-        """Shape (n, C); see :class:`OutputHessian`."""
-        return torch.einsum("ncd,nd->nc", self.values.to(vectors), vectors)
-
-    def total(self) -> Tensor:
-        """Shape (C, C); see :class:`OutputHessian`."""
-        return self.values.double().sum(0)
-
-
-def helmert(size: int) -> Tensor:
-    """Orthonormal basis of the vectors of length ``size`` that sum to zero, float64.
-
-    Returns:
-        Shape (size, size - 1); column k is constant on the first k + 1 rows.
-    """
-    basis = torch.zeros(size, size - 1, dtype=torch.float64)
-    for k in range(1, size):
-        scale = (k * (k + 1)) ** -0.5
-        basis[:k, k - 1] = scale
-        basis[k, k - 1] = -k * scale
-    return basis
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """Everything about the scored layer that n samples have, and nothing else.
+    """Everything that is kept of n samples; it stands for the measured layer from here on.
 
     Memory: ``4 n (2 C + D + 4)`` bytes with cross-entropy in float32.
 
     Args:
-        delta: gradient of each loss by the layer's outputs, shape (n, C).
-        inputs: the layer's inputs, shape (n, D); the last column is one if the layer has a bias.
-        hessian: second derivative of each loss by the outputs.
-        losses: shape (n,).
-        labels: class of each sample, int64, shape (n,), where the loss knows it.
+        delta: Gradient of each loss by the layer's outputs, shape (n, C).
+        inputs: Inputs of the layer, shape (n, D); the last column is one if the layer has a bias.
+        hessian: Second derivative of each loss by the outputs.
+        losses: Loss of each sample, shape (n,).
+        labels: Class of each sample, int64, shape (n,), where the loss knows it.
+
+    Example:
+        >>> from prunesampler import SquaredError
+        >>> inputs, targets = torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 1.0])
+        >>> losses, delta, hessian = SquaredError().derivatives(inputs, targets)
+        >>> Measurements(delta, inputs, hessian, losses).gauss_newton()  # the mean of 2 x^2
+        tensor([[5.]], dtype=torch.float64)
     """
 
     delta: Tensor
@@ -175,7 +44,7 @@ class Measurements:
         return len(self.delta)
 
     def __getitem__(self, index: Tensor | slice) -> Measurements:
-        return self.map(lambda tensors: tensors[0][index])
+        return self.map(lambda tensor: tensor[index])
 
     def chunks(self) -> Iterator[Measurements]:
         """Consecutive slices of at most ``CHUNK`` samples."""
@@ -198,7 +67,7 @@ class Measurements:
         diagonal are computed.
 
         Args:
-            dtype: precision of the products; default that of the tensors held.
+            dtype: Precision of the products; by default that of the tensors held.
         """
         basis = self.hessian.basis()
         outputs, inputs = self.shape
@@ -239,37 +108,37 @@ class Measurements:
         inner = RankOne(self.inputs, self.inputs).sum()
         return basis.T @ outer @ basis / len(self), inner / len(self)
 
-    def map(
-        self, change: Callable[[list[Tensor]], Tensor], others: Sequence[Measurements] = ()
-    ) -> Measurements:
-        """Apply a function to every tensor, together with the same tensors of ``others``.
+    def map(self, change: Callable[[Tensor], Tensor]) -> Measurements:
+        """The same measurements with a function applied to every tensor."""
+        return self._with({name: change(tensor) for name, tensor in self._tensors().items()})
 
-        Labels that some of them lack are lost for all.
-        """
-        all_of_them = [self, *others]
-        tensors = [{"delta": s.delta, "inputs": s.inputs, "losses": s.losses} for s in all_of_them]
-        fields = {name: change([t[name] for t in tensors]) for name in tensors[0]}
-        held = [s.hessian.tensors for s in all_of_them]
-        hessian = type(self.hessian)(**{k: change([t[k] for t in held]) for k in held[0]})
-        known = [s.labels for s in all_of_them if s.labels is not None]
-        labels = change(known) if len(known) == len(all_of_them) else None
-        return Measurements(**fields, hessian=hessian, labels=labels)
-
-    def signature(self) -> list[tuple[tuple[int, ...], str]]:
-        """Shape per sample and type of every tensor, to compare between ranks."""
-        found: list[tuple[tuple[int, ...], str]] = []
-
-        def note(tensors: list[Tensor]) -> Tensor:
-            found.append((tuple(tensors[0].shape[1:]), str(tensors[0].dtype)))
-            return tensors[0]
-
-        self.map(note)
-        return found
+    def signature(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+        """Name, shape per sample and dtype of every tensor, to compare between ranks."""
+        return [(name, tuple(t.shape[1:]), t.dtype) for name, t in self._tensors().items()]
 
     @staticmethod
     def cat(parts: Sequence[Measurements]) -> Measurements:
-        """Put measurements of several batches behind one another.
+        """Concatenate measurements of the same layer and loss.
 
-        Labels are known only where every batch has them.
+        Labels are known only where every part has them.
         """
-        return parts[0].map(torch.cat, parts[1:])
+        held = [part._tensors() for part in parts]
+        common = [name for name in held[0] if all(name in tensors for tensors in held)]
+        return parts[0]._with({n: torch.cat([tensors[n] for tensors in held]) for n in common})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Every tensor held, by name; those of the Hessian as well."""
+        held = {"delta": self.delta, "inputs": self.inputs, "losses": self.losses}
+        held |= {f"hessian.{name}": tensor for name, tensor in self.hessian.tensors.items()}
+        return held if self.labels is None else {**held, "labels": self.labels}
+
+    def _with(self, tensors: Mapping[str, Tensor]) -> Measurements:
+        """Measurements of the same kind that hold these tensors, named as by ``_tensors``."""
+        hessian = {name: tensors[f"hessian.{name}"] for name in self.hessian.tensors}
+        return Measurements(
+            tensors["delta"],
+            tensors["inputs"],
+            type(self.hessian)(**hessian),
+            tensors["losses"],
+            tensors.get("labels"),
+        )

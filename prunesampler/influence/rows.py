@@ -1,4 +1,4 @@
-"""Stacks of rank-one matrices: gradients of a linear layer, and what stands in for them."""
+"""Stacks of rank-one matrices, the form that gradients of a linear layer have."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 CHUNK = 1024
-"""Rows handled at a time. It bounds memory; it changes results only by rounding."""
+"""Rows handled at a time: bounds memory, and changes results only by rounding."""
 DENSE_BYTES = 2**26
-"""Matrices written out in float64 take at most this much memory at a time: 1024 of 8,192 numbers."""
+"""Most memory for matrices written out in float64 at a time: 1024 matrices of 8,192 numbers."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,15 @@ class RankOne:
     """A stack of n matrices ``left_i ⊗ right_i`` of shape (K, D), held as K + D numbers each.
 
     Args:
-        left: shape (n, K).
-        right: shape (n, D), on the same device.
+        left: Left factors, shape (n, K).
+        right: Right factors, shape (n, D), on the same device.
+
+    Example:
+        >>> rows = RankOne(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
+        >>> rows.sum()
+        tensor([[1., 6.]], dtype=torch.float64)
+        >>> rows.norms()
+        tensor([1., 6.], dtype=torch.float64)
     """
 
     left: Tensor
@@ -44,7 +51,7 @@ class RankOne:
             yield self[start : start + size]
 
     def dense_chunks(self) -> Iterator[Tensor]:
-        """The matrices written out, chunk by chunk of shape (b, K, D), float64, in bounded memory."""
+        """The matrices written out in chunks of shape (b, K, D), float64, in bounded memory."""
         for chunk in self.chunks(matrices_at_a_time(self.shape)):
             yield chunk.flat().double().view(len(chunk), *self.shape)
 
@@ -76,11 +83,11 @@ class RankOne:
     def squares(self, mean: Tensor, weights: Tensor) -> Tensor:
         """Sum of ``weights * (matrix - mean)^2`` for every matrix, shape (n,), float64.
 
-        Multiplied out, so that no matrix is ever written out.
+        The square is expanded, so that no matrix is ever written out.
 
         Args:
-            mean: shape (K, D), float64.
-            weights: shape (K, D), float64.
+            mean: Subtracted from every matrix, shape (K, D), float64.
+            weights: Weight of every entry, shape (K, D), float64.
         """
         own = [
             ((c.left.double().square() @ weights) * c.right.double().square()).sum(1)
@@ -90,7 +97,7 @@ class RankOne:
         return (torch.cat(own) + rest).clamp(min=0)
 
     def flat(self) -> Tensor:
-        """Every matrix written out, shape (n, K * D). For chunks only: it is K * D / (K + D) larger."""
+        """Every matrix written out, shape (n, K * D): K * D / (K + D) times the memory, so for chunks."""
         return (self.left[:, :, None] * self.right[:, None, :]).flatten(1)
 
     @classmethod
@@ -100,5 +107,10 @@ class RankOne:
 
 
 def matrices_at_a_time(shape: tuple[int, int]) -> int:
-    """How many matrices of this shape may be written out at a time: 1 to ``CHUNK``."""
+    """Number of matrices of this shape that may be written out at a time, 1 to ``CHUNK``.
+
+    Example:
+        >>> matrices_at_a_time((9, 65)), matrices_at_a_time((99, 2049))
+        (1024, 41)
+    """
     return max(1, min(CHUNK, DENSE_BYTES // (8 * shape[0] * shape[1])))

@@ -1,4 +1,4 @@
-"""What one pass over the data is worth: measurements, and the influence that follows from them."""
+"""The result of one pass over the data: measurements, and the influence that follows from them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from prunesampler.base.checks import checked_labels
-from prunesampler.influence.influence import Influence
-from prunesampler.influence.measurements import (
+from prunesampler.influence.hessians import (
     DenseHessian,
     DiagonalHessian,
-    Measurements,
     OutputHessian,
     SoftmaxHessian,
 )
+from prunesampler.influence.influence import Influence
+from prunesampler.influence.measurements import Measurements
 
 HESSIANS: dict[str, type[OutputHessian]] = {
     kind.__name__: kind for kind in (SoftmaxHessian, DiagonalHessian, DenseHessian)
@@ -26,13 +26,13 @@ HESSIANS: dict[str, type[OutputHessian]] = {
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """All that selecting needs; selections of any size can be taken from it, again and again.
+    """All that selecting needs: selections of any size can be taken from it, again and again.
 
     Args:
         measurements: what was measured of the n samples.
         influence: of the same samples.
         labels: class of every sample from 0 on, int64, shape (n,), or None where unknown.
-        validation: mean gradient of the validation samples, shape (K, D), float64, or None.
+        wanted: mean gradient of the objective's wanted samples, shape (K, D), float64, or None.
         seconds: what measuring and the curvature took, by name.
         layer: name of the scored layer in the model, or None where it is not known.
     """
@@ -40,7 +40,7 @@ class Scores:
     measurements: Measurements
     influence: Influence
     labels: Tensor | None
-    validation: Tensor | None
+    wanted: Tensor | None
     seconds: dict[str, float]
     layer: str | None = None
 
@@ -54,7 +54,7 @@ class Scores:
             "labels": held.labels,
             "hessian": type(held.hessian).__name__,
             "hessian_tensors": dict(held.hessian.tensors),
-            "validation": self.validation,
+            "validation": self.wanted,  # the key of states that were saved before
             "layer": self.layer,
         }
 
@@ -92,7 +92,7 @@ def read_layer(state: Mapping[str, Any]) -> str | None:
 def read_measurements(
     state: Mapping[str, Any], num_samples: int
 ) -> tuple[Measurements, Tensor | None]:
-    """Measurements and validation gradient from :meth:`Scores.state_dict`.
+    """Measurements and the wanted samples' mean gradient from :meth:`Scores.state_dict`.
 
     Raises:
         ValueError: when they are not whole, or of another number of samples.
@@ -103,7 +103,7 @@ def read_measurements(
         measurements = Measurements(
             **{name: state[name] for name in names}, hessian=hessian, labels=state["labels"]
         )
-        validation = state["validation"]
+        wanted = state["validation"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"not the measurements of a pruner: {error!r}") from error
     tensors = [
@@ -123,4 +123,4 @@ def read_measurements(
         raise ValueError("the measurements' labels or outputs do not fit together")
     if not all(bool(torch.isfinite(t).all()) for t in tensors):
         raise ValueError("the measurements hold numbers that are not finite: a damaged checkpoint")
-    return measurements, validation
+    return measurements, wanted

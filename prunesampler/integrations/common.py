@@ -1,4 +1,4 @@
-"""What the callbacks of all frameworks share."""
+"""The part that the callbacks of all frameworks share."""
 
 from __future__ import annotations
 
@@ -14,14 +14,23 @@ from prunesampler.pruner import InfluencePruner
 from prunesampler.sampling.sampler import InfluencePrunedSampler
 from prunesampler.select.selection import Selection
 from prunesampler.train.callback import PruningCallback
+from prunesampler.train.counting import checked_on_error
 from prunesampler.train.epochs import EpochsPlan
 
 
 def require(packages: tuple[str, ...], minimum: str, extra: str) -> None:
-    """Check that one of these packages is installed, and new enough, if only as a candidate.
+    """Check that one of these packages is installed and new enough; a release candidate is.
+
+    Args:
+        packages: names of packages, any of which will do.
+        minimum: oldest version that works.
+        extra: extra of prunesampler that installs one.
 
     Raises:
-        ImportError: when it is not, with the command that installs it.
+        ImportError: when none is, with the command that installs it.
+
+    Example:
+        >>> require(("torch",), "2.0", "lightning")
     """
     remedy = f'pip install "prunesampler[{extra}]"'
     for package in packages:
@@ -42,7 +51,7 @@ def require(packages: tuple[str, ...], minimum: str, extra: str) -> None:
 
 
 def _numbers(text: str) -> tuple[float, float]:
-    """Major and minor of a version, without what marks a candidate; infinite where there are none."""
+    """Major and minor number of a version; infinite where it has none."""
     found = re.match(r"\D*(\d+)(?:\.(\d+))?", text)
     if found is None:  # a build of somebody's own, and no reason to refuse it
         return (math.inf, math.inf)
@@ -52,26 +61,24 @@ def _numbers(text: str) -> tuple[float, float]:
 class HoldsPruning:
     """Makes the `prunesampler.PruningCallback` that a framework's callback drives.
 
-    ``sampler`` and ``pruner`` may be functions of the trainer, for data that the trainer itself
-    makes. They are called once in a run, when they are first needed.
+    The arguments are those of `prunesampler.PruningCallback`, without the number of epochs, which the
+    framework knows. The framework shares out the batches too: leave the sampler's ``num_replicas``
+    at 1.
 
     Args:
-        sampler: of the training loader, or a function of the trainer that returns it. The framework
-            shares out the batches: leave ``num_replicas`` at 1.
-        pruner: over the same samples, without augmentation, or a function of the trainer that
-            returns it.
-        warmup_epochs: epochs on all samples before the first selection, at least 1.
-        refresh_every: measure and select again every so many epochs after the first time.
-        redraw_every: draw another set every so many epochs after the first time, without measuring.
-        final_full_epochs: train on all samples in the last epochs.
-        on_selection: called with every selection, after the sampler was restricted.
-        scores_dir: with ``redraw_every``, a folder for what was measured, which every checkpoint holds
-            otherwise.
-        on_error: what a selection that fails does: ``"raise"`` ends the run, ``"continue"`` warns
-            and goes on with the samples that were kept before.
+        sampler: sampler of the training loader, or, for data that the trainer itself makes, a function
+            of the trainer that returns it. It is called once in a run, when it is first needed.
+        pruner: pruner over the same samples, or a function of the trainer that returns it.
 
     Raises:
         ValueError: for numbers out of range, or a pruner over another number of samples.
+
+    Example:
+        As a base class, with the methods that the framework calls::
+
+            class MyCallback(HoldsPruning, FrameworkCallback):
+                def on_epoch_end(self, trainer):
+                    self.pruning.on_epoch_end(trainer.epoch, trainer.model)
     """
 
     def __init__(
@@ -87,8 +94,7 @@ class HoldsPruning:
         scores_dir: str | os.PathLike[str] | None = None,
         on_error: Literal["raise", "continue"] = "raise",
     ) -> None:
-        if on_error not in ("raise", "continue"):
-            raise ValueError(f"on_error must be 'raise' or 'continue', got {on_error!r}")
+        checked_on_error(on_error)  # at once, not when functions of the trainer are called
         self._given: tuple[Any, Any] = (sampler, pruner)
         self._make = partial(
             PruningCallback,
@@ -99,8 +105,9 @@ class HoldsPruning:
             scores_dir=scores_dir,
             on_error=on_error,
         )
-        self._schedule = EpochsPlan(warmup_epochs, refresh_every, redraw_every, final_full_epochs)
-        self._planned = self._schedule  # the same, once the length of the run is known
+        # Of a run of any length, and of the one at hand once its length is known.
+        self._any_plan = EpochsPlan(warmup_epochs, refresh_every, redraw_every, final_full_epochs)
+        self._plan = self._any_plan
         self._trainer: Any = None  # once it is known
         self._log: Callable[[dict[str, float], int], Any] | None = None
         self._held: PruningCallback | None = None
@@ -112,7 +119,7 @@ class HoldsPruning:
 
     @property
     def pruning(self) -> PruningCallback:
-        """The callback that is driven.
+        """The `prunesampler.PruningCallback` that is driven.
 
         Raises:
             RuntimeError: when sampler or pruner are functions of a trainer that is not known yet.
@@ -121,7 +128,7 @@ class HoldsPruning:
 
     @property
     def sampler(self) -> InfluencePrunedSampler:
-        """Of the training loader."""
+        """The sampler of the training loader."""
         return self.pruning.sampler
 
     @property
@@ -130,17 +137,17 @@ class HoldsPruning:
         return None if self._held is None else self._held.selection
 
     def meet(self, trainer: Any) -> None:
-        """Learn whose run it is: what functions of the trainer are called with."""
+        """Learn the trainer of the run, with which functions of the trainer are called."""
         self._trainer = trainer
 
     def expect_epochs(self, epochs: int | None) -> None:
         """Learn from the framework how long the run is, or that it does not know."""
-        self._planned = self._schedule if epochs is None else self._schedule.lasting(epochs)
+        self._plan = self._any_plan if epochs is None else self._any_plan.lasting(epochs)
         if self._held is not None:
-            self._held.plan = self._planned
+            self._held.plan = self._plan
 
     def log_to(self, log: Callable[[dict[str, float], int], Any]) -> None:
-        """Give the figures of every selection, and the step, to this function."""
+        """Send the figures of every selection, and the step, to this function."""
         self._log = log
         if self._held is not None:
             self._held.log = log
@@ -152,7 +159,7 @@ class HoldsPruning:
         return self._held.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """See `prunesampler.PruningCallback.load_state_dict`; what is to come is loaded later."""
+        """See `prunesampler.PruningCallback.load_state_dict`; kept until there is any data."""
         if self._held is None and self._trainer is None:
             self._waiting = state_dict
         else:
@@ -179,7 +186,7 @@ class HoldsPruning:
     def _hold(self) -> PruningCallback:
         """Make the callback, and give it what came before there was one."""
         made = self._make(*self._objects())
-        made.plan, made.log, made.managed = self._planned, self._log, True
+        made.plan, made.log, made.managed = self._plan, self._log, True
         made.selection = self._before
         if self._trainer is not None:
             made.sampler.called()  # it will be: no need to wait for it
@@ -193,7 +200,7 @@ class HoldsPruning:
 
         Raises:
             RuntimeError: when the trainer that they are functions of is not known yet.
-            TypeError: when one is no such thing.
+            TypeError: when one is neither a sampler or pruner nor a function that returned one.
         """
         if self._late and self._trainer is None:
             raise RuntimeError(
@@ -213,5 +220,5 @@ class HoldsPruning:
 
 
 def _is_function(given: Any) -> bool:
-    """Whether this makes a sampler or a pruner, and is none itself."""
+    """Whether this is a function that makes a sampler or a pruner, and not one itself."""
     return callable(given) and not hasattr(given, "num_samples")

@@ -1,4 +1,4 @@
-"""PyTorch Lightning: prune at the end of an epoch, and keep validation and checkpoints alive."""
+"""PyTorch Lightning: a callback that prunes, and keeps validation and checkpoints working."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ AT_ONCE = -1
 class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
     """Prunes the sampler of a Lightning run, for ``Trainer(callbacks=[...])``.
 
+    Arguments are those of `prunesampler.PruningCallback`, see `HoldsPruning` for the few differences.
+
     The loader may come from ``fit(train_dataloaders=)`` or from a ``train_dataloader`` hook that
     always returns a loader around this one sampler. Lightning counts a loader's batches, and in
     data-parallel runs its samples, only when it makes the loader: so after each change of the kept set
@@ -53,11 +55,18 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
     ``trainer.estimated_stepping_batches`` does not know of pruning: size schedules with
     `planned_steps`, with functions not before ``configure_optimizers()``. Loggers receive the kept
     samples, the shift and the seconds of every selection.
+
+    Example:
+        With a loader around the sampler::
+
+            pruning = PruningCallback(sampler, pruner, warmup_epochs=5)
+            trainer = Trainer(max_epochs=30, callbacks=[pruning])
+            trainer.fit(model, DataLoader(train_set, 128, sampler=sampler))
     """
 
     _every = 0  # epochs after which the trainer is to make its training loader again
     _restored = False  # whether a state was loaded for the run that begins
-    _over = 0  # epochs whose end was dealt with
+    _over = 0  # number of epochs whose end was dealt with
 
     def planned_steps(
         self,
@@ -68,20 +77,12 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
         num_processes: int = 1,
         gradient_accumulation_steps: int = 1,
     ) -> int:
-        """Optimiser steps of a run, as `prunesampler.PruningCallback.planned_steps` counts them.
+        """Number of optimiser steps of a whole run, for sizing a learning-rate schedule.
 
-        Lightning shares out samples, not batches: each process gets an equal number, and the last
-        ones are padded.
-
-        Args:
-            epochs: of the whole run.
-            batch_size: per process, as the loader has it.
-            drop_last: as the loader has it.
-            num_processes: ``trainer.world_size``; with ``use_distributed_sampler=False`` leave it at 1.
-            gradient_accumulation_steps: ``accumulate_grad_batches``.
-
-        Raises:
-            ValueError: for numbers below 1, or an epoch that would have no batch.
+        See `prunesampler.PruningCallback.planned_steps`. Lightning shares out samples, not batches:
+        each process gets an equal number, and the last ones are padded. So ``num_processes`` is
+        ``trainer.world_size``, or 1 with ``use_distributed_sampler=False``;
+        ``gradient_accumulation_steps`` is ``accumulate_grad_batches``.
         """
         return optimiser_steps(
             [-(-length // num_processes) for length in self.pruning.planned_lengths(epochs)],
@@ -92,17 +93,17 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Get ready for a run."""
+        """Prepare for a run."""
         if stage == "fit":
             self._restored = False  # Lightning loads a state after this
             self._join(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Get ready, if this callback was added when the others were set up already."""
+        """Prepare for a run, if this callback was added after the others had been set up."""
         self._join(trainer, late=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check who shares out the samples, and catch up on what a checkpoint came too early for.
+        """Check who shares out the samples, and make up for a selection that a checkpoint missed.
 
         Raises:
             ValueError: when samples would be shared out twice or not at all, when validation comes
@@ -136,7 +137,7 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
         self.sampler.set_epoch(trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Select if it is time, and have the training loader made again."""
+        """Select if it is time, and then have the training loader made again."""
         epoch = trainer.current_epoch
         # With max_steps, Lightning goes through the end of an epoch again when it resumes from there.
         if epoch >= self._over:
@@ -158,11 +159,11 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
         self._restored, self._over = True, int(state_dict.get("epochs_ended", 0))
 
     def _join(self, trainer: Trainer, *, late: bool = False) -> None:
-        """Learn of the run, how long it is, and whether it goes on from an earlier one.
+        """Learn how long the run is, and whether it goes on from an earlier one.
 
         Args:
-            trainer: whose run begins.
-            late: do nothing if that was done before.
+            trainer: trainer of the run that begins.
+            late: whether to do nothing if this was done before.
         """
         if late and self._trainer is trainer:
             return
@@ -186,7 +187,7 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
             trainer.reload_dataloaders_every_n_epochs = AT_ONCE
 
     def _check_shares(self, trainer: Trainer, loaders: list[Any]) -> None:
-        """Check that the samples are shared out over the processes once: by Lightning or by us."""
+        """Check that either Lightning or the sampler shares out the samples over the processes."""
         ours = any(sampler_of(loader) is self.sampler for loader in loaders)
         replicas, world = self.sampler.num_replicas, trainer.world_size
         if replicas != (world if ours else 1):

@@ -34,6 +34,8 @@ CONSTANT = 'InfluencePrunedSampler(..., epoch_length="constant")'
 class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
     """Prunes the sampler of a Hugging Face Trainer; needs `PruningTrainerMixin` in the trainer.
 
+    Arguments are those of `prunesampler.PruningCallback`, see `HoldsPruning` for the few differences.
+
     The Trainer counts steps and epochs once, from the full loader. So prefer a sampler with
     ``epoch_length="constant"``: every count, the schedule, accumulation and resuming are then as
     without pruning, and you save by training fewer epochs.
@@ -50,6 +52,14 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
 
     Every checkpoint holds the state as ``pruning.safetensors``; the Trainer's loggers receive the kept
     samples, the shift and the seconds of every selection.
+
+    Example:
+        With a trainer of your own that uses the sampler::
+
+            class MyTrainer(PruningTrainerMixin, Trainer): ...
+
+            pruning = PruningCallback(sampler, pruner, warmup_epochs=5)
+            MyTrainer(model, args, train_dataset=train_set, callbacks=[pruning]).train()
     """
 
     def on_train_begin(
@@ -59,7 +69,7 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **others: Any,  # the Trainer passes what it has, by name
     ) -> None:
-        """Refuse what cannot be, learn how long the run is, forget an earlier run."""
+        """Refuse what cannot work, learn how long the run is, and forget an earlier run."""
         if state.is_hyper_param_search:
             raise ValueError(
                 "a hyperparameter search trains many times, but a sampler serves one run; build "
@@ -85,7 +95,7 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **others: Any,
     ) -> None:
-        """Catch up on a selection, if the checkpoint of a resumed run was saved before it."""
+        """Make up for a selection, if the checkpoint of a resumed run was saved before it."""
         epoch = int(state.epoch or 0)
         self.pruning.catch_up(epoch, others["model"], step=state.global_step)
 
@@ -134,14 +144,9 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
             )
 
     def steps_of(self, args: TrainingArguments) -> int:
-        """Optimiser steps of the whole run with these arguments."""
-        return self.pruning.planned_steps(
-            epochs=math.ceil(args.num_train_epochs),
-            batch_size=args.train_batch_size,
-            drop_last=args.dataloader_drop_last,
-            num_processes=self._processes(args),
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-        )
+        """Number of optimiser steps of the whole run with these arguments."""
+        lengths = self.pruning.planned_lengths(math.ceil(args.num_train_epochs))
+        return _steps(lengths, args, args.gradient_accumulation_steps)
 
     def _check_shrinking(self, args: TrainingArguments) -> None:
         """Refuse what the Trainer cannot do with epochs that get shorter."""
@@ -164,37 +169,43 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
             raise ValueError(f'{why}, which epoch_length="shrink" breaks; use {CONSTANT}')
 
     def _batches(self, args: TrainingArguments) -> int:
-        """Batches of a pruned epoch on one process."""
+        """Number of batches of a pruned epoch on one process."""
         n = self.sampler.num_samples
         kept = self.sampler.length(n - self.pruning.pruner.budget.count_of(n))
-        return optimiser_steps(
-            [kept],
-            batch_size=args.train_batch_size,
-            drop_last=args.dataloader_drop_last,
-            num_processes=self._processes(args),
-            gradient_accumulation_steps=1,
-        )
+        return _steps([kept], args, accumulated=1)
 
-    @staticmethod
-    def _processes(args: TrainingArguments) -> int:
-        """That take a batch each; with ``split_batches`` they share one."""
-        return 1 if args.accelerator_config.split_batches else int(args.world_size)
+
+def _steps(lengths: list[int], args: TrainingArguments, accumulated: int) -> int:
+    """Number of optimiser steps of epochs of these lengths; one step is ``accumulated`` batches."""
+    split = args.accelerator_config.split_batches  # then all processes share one batch
+    return optimiser_steps(
+        lengths,
+        batch_size=args.train_batch_size,
+        drop_last=args.dataloader_drop_last,
+        num_processes=1 if split else int(args.world_size),
+        gradient_accumulation_steps=accumulated,
+    )
 
 
 @dataclass(frozen=True)
 class TrainersCollate:
-    """Puts samples together as a Trainer does, and pairs ``(x, y)``, which it does not know, as torch does.
+    """Puts samples together as a Trainer does; pairs ``(x, y)``, which it does not know, as torch does.
 
     Args:
-        collate: the Trainer's collator, behind the removal of columns that the model does not take.
-        own: whether the collator is one of transformers, for mappings only.
+        collate: the Trainer's collator, after removal of the columns that the model does not take.
+        own: whether the collator is one of transformers, which are for mappings only.
+
+    Example:
+        As `PruningTrainerMixin` lends it to the pruner::
+
+            pruner.lend_collate(TrainersCollate(trainer.data_collator, own=True))
     """
 
     collate: Callable[[list[Any]], Any]
     own: bool
 
     def __call__(self, items: list[Any]) -> Any:
-        """One batch of these samples."""
+        """Put these samples together into one batch."""
         pairs = isinstance(items[0], (tuple, list, Tensor))
         return default_collate(items) if pairs and self.own else self.collate(items)
 
@@ -202,12 +213,14 @@ class TrainersCollate:
 class PruningTrainerMixin:
     """Gives a Trainer the sampler of its `PruningCallback`.
 
-    Write ``class MyTrainer(PruningTrainerMixin, Trainer): ...`` and pass the callback in
-    ``callbacks=``.
+    Example:
+        Put it before the Trainer, and pass the callback in ``callbacks=``::
+
+            class MyTrainer(PruningTrainerMixin, Trainer): ...
     """
 
     def _pruning(self) -> PruningCallback:
-        """The one callback.
+        """The trainer's one `PruningCallback`.
 
         Raises:
             TypeError: when there is none, or more than one.
@@ -233,7 +246,7 @@ class PruningTrainerMixin:
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> InfluencePrunedSampler:
-        """Our sampler, instead of a random one; the pruner is lent the collator."""
+        """The pruning sampler, instead of a random one; also lends the pruner the collator."""
         callback = self._pruning()
         sampler = callback.sampler
         data = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[attr-defined]
@@ -257,7 +270,7 @@ class PruningTrainerMixin:
         return sampler
 
     def _collate(self) -> TrainersCollate:
-        """What puts the batches of training together, for items that may have columns too many."""
+        """The collate function of training, which also drops columns that the model does not take."""
         collator = self.data_collator  # type: ignore[attr-defined]
         home = getattr(collator, "__module__", None) or type(collator).__module__
         return TrainersCollate(
@@ -268,14 +281,14 @@ class PruningTrainerMixin:
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> LRScheduler:
-        """The Trainer's schedule, over the planned steps."""
+        """The Trainer's learning-rate schedule, over the planned steps."""
         callback = self._pruning()
         if callback.sampler.epoch_length == "shrink":
             num_training_steps = callback.steps_of(self.args)  # type: ignore[attr-defined]
         return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc, no-any-return]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """With the optimizer, restore what is pruned."""
+        """Restore what is pruned along with the optimizer."""
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         if checkpoint is not None:
             self._pruning().resume(checkpoint)

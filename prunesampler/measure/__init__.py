@@ -1,1 +1,1 @@
-"""One pass over the data with a model. It knows models and datasets, and no budget."""
+"""One pass over the data with a model. It knows models and datasets, but no budget."""

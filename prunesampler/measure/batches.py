@@ -1,4 +1,4 @@
-"""What a batch or an item of a dataset is: running a model on it, moving it, comparing it.
+"""Batches and items of a dataset: running a model on them, moving them, comparing them.
 
 Nothing here reads a dataset; see `prunesampler.measure.reading`.
 """
@@ -15,17 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-FEW = 64
-"""Longer lists in an item are texts, not parts."""
+MOST_FIELDS = 64
+"""A longer list in an item is a text or a sequence of numbers, not a list of fields."""
 OWN_FORM = "pass losses=CrossEntropy(run=lambda model, batch: (logits, targets))"
-"""The way out for batches and models of any other form; the other losses have the same ``run=``."""
+"""The way out for batches and models of any other form; all losses have the same ``run=``."""
 
 
 def model_output(output: Any) -> Tensor:
-    """The tensor of a model's output: itself, or its ``logits``.
+    """The tensor in a model's output: the output itself, or its ``logits``.
 
     Raises:
-        TypeError: when it is neither.
+        TypeError: If it is neither.
+
+    Example:
+        >>> model_output({"loss": None, "logits": torch.ones(2)})
+        tensor([1., 1.])
     """
     logits = output.get("logits") if isinstance(output, Mapping) else output
     logits = getattr(logits, "logits", logits)
@@ -38,12 +42,17 @@ def model_output(output: Any) -> Tensor:
 
 
 def run_batch(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-    """Run the model on ``(x, y)``, or on a mapping with ``labels`` or ``label``; outputs and targets.
+    """Outputs and targets for a batch ``(x, y)``, or a mapping with ``labels`` or ``label``.
 
-    Inputs of another floating type than the model's own are converted to it.
+    Floating-point inputs are converted to the model's own dtype.
 
     Raises:
-        TypeError: for a batch of any other form, or a model that does not take it.
+        TypeError: If the batch has any other form, or the model does not take it.
+
+    Example:
+        >>> outputs, targets = run_batch(nn.Linear(3, 2), (torch.randn(4, 3), torch.zeros(4)))
+        >>> outputs.shape, targets.shape
+        (torch.Size([4, 2]), torch.Size([4]))
     """
     if isinstance(batch, Mapping) and ("labels" in batch or "label" in batch):
         key = "labels" if "labels" in batch else "label"
@@ -64,7 +73,16 @@ def run_batch(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def targets_of(targets: Any) -> Tensor:
-    """The targets, if they are a tensor."""
+    """The targets themselves.
+
+    Raises:
+        TypeError: If they are not a tensor.
+
+    Example:
+        >>> targets_of(["cat", "dog"])
+        Traceback (most recent call last):
+        TypeError: the batch's targets are a list of str, not a tensor; number the classes in ...
+    """
     if isinstance(targets, Tensor):
         return targets
     inside = f" of {type(targets[0]).__name__}" if isinstance(targets, (list, tuple)) else ""
@@ -75,7 +93,7 @@ def targets_of(targets: Any) -> Tensor:
 
 
 def _check_forward(model: nn.Module, keys: list[str] | None) -> None:
-    """Check that the model has a ``forward`` that takes these names, or one input."""
+    """Check that the model has a ``forward``, and that it takes these names if there are any."""
     name, given = type(model).__name__, type(model).forward
     # Lightning's base class has a forward() of its own, which only raises.
     none = (
@@ -87,7 +105,7 @@ def _check_forward(model: nn.Module, keys: list[str] | None) -> None:
             f"{name} has no forward(), so a batch cannot be run through it; {OWN_FORM}, which runs "
             "it as your training step does"
         )
-    if "forward" in vars(model) or keys is None:  # wrapped, as by accelerate: it takes anything
+    if "forward" in vars(model) or keys is None:  # one that accelerate wraps takes anything
         return
     parameters = inspect.signature(type(model).forward).parameters
     anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -100,13 +118,13 @@ def _check_forward(model: nn.Module, keys: list[str] | None) -> None:
 
 
 def _requires(model: nn.Module, key: str) -> bool:
-    """Whether the model cannot be called without the targets, whatever it does with them."""
+    """Whether the model cannot be called without the targets."""
     parameter = inspect.signature(type(model).forward).parameters.get(key)
     return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
 def _in_precision_of(model: nn.Module, inputs: Any) -> Any:
-    """Inputs with floating tensors in the one floating type that all parameters have, if so."""
+    """Inputs with floating tensors in the dtype of the parameters, if all have the same."""
     types = {p.dtype for p in model.parameters() if p.is_floating_point()}
     if len(types) != 1:
         return inputs
@@ -120,9 +138,18 @@ def _in_precision_of(model: nn.Module, inputs: Any) -> Any:
 
 
 def classes_in(batch: Any, size: int, width: int) -> Tensor | None:
-    """The classes in a batch whose form is unknown, int64, shape (b,), or None.
+    """The classes in a batch of unknown form, int64, shape (b,), or None.
 
-    Only for floors per class: whole numbers, one per sample, each the number of an output.
+    They serve floors per class only: whole numbers, one per sample, each the number of an output.
+
+    Args:
+        batch: Any batch.
+        size: Number of samples b in it.
+        width: Number of outputs of the layer.
+
+    Example:
+        >>> classes_in((torch.randn(2, 3), torch.tensor([1, 0])), size=2, width=2)
+        tensor([1, 0])
     """
     if isinstance(batch, Mapping):
         found = next(
@@ -140,11 +167,18 @@ def classes_in(batch: Any, size: int, width: int) -> Tensor | None:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch with its tensors on the device, in tuples, lists and mappings (as dicts) at any depth."""
+    """A batch with its tensors moved to the device, in tuples, lists and mappings at any depth.
+
+    Mappings become dicts, except for subclasses of dict.
+
+    Example:
+        >>> to_device({"x": [torch.ones(1)], "name": "a"}, torch.device("cpu"))
+        {'x': [tensor([1.])], 'name': 'a'}
+    """
     if hasattr(type(batch), "to"):
         moved = batch.to(device)
-        return batch if moved is None else moved  # it moved itself
-    if isinstance(batch, dict) and type(batch) is not dict:  # one whose keys are attributes, say
+        return batch if moved is None else moved  # None from a batch that moves itself in place
+    if isinstance(batch, dict) and type(batch) is not dict:  # as one whose keys are attributes
         same = copy.copy(batch)
         same.update({key: to_device(value, device) for key, value in batch.items()})
         return same
@@ -157,13 +191,13 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def same_item(first: Any, second: Any) -> bool:
-    """Whether two readings of a dataset's item, or two batches, hold the same."""
-    return content(first) == content(second)
-
-
 def content(item: Any) -> bytes:
-    """A hash of what an item or a batch holds: tensors, arrays, images, numbers and texts."""
+    """A hash of an item or a batch, of its tensors, arrays, images, numbers and texts.
+
+    Example:
+        >>> content({"x": torch.ones(2)}) == content({"x": torch.ones(2)})
+        True
+    """
     digest = hashlib.blake2b(digest_size=16)
     _add(digest, item)
     return digest.digest()
@@ -192,21 +226,31 @@ def _add(digest: hashlib.blake2b, item: Any) -> None:
 
 
 def outline(item: Any) -> str:
-    """The label of an item and the shapes in it: the same on machines that decode images otherwise."""
+    """The label of an item and the shapes in it, which do not depend on how images are decoded.
+
+    Example:
+        >>> outline((torch.ones(3, 8), 1))
+        '1 [[3, 8], None]'
+    """
     return f"{label_of(item)} {_shapes(item)}"
 
 
 def _shapes(item: Any) -> Any:
     if isinstance(item, Mapping):
         return {str(key): _shapes(item[key]) for key in item}
-    if isinstance(item, (tuple, list)) and len(item) < FEW:
+    if isinstance(item, (tuple, list)) and len(item) < MOST_FIELDS:
         return [_shapes(part) for part in item]
     shape = getattr(item, "shape", None) or getattr(item, "size", None)
     return list(shape) if isinstance(shape, tuple) else None
 
 
 def label_of(item: Any) -> int | None:
-    """The class of a dataset's item ``(x, y)`` or mapping with ``labels`` or ``label``, if it is one."""
+    """The class of an item ``(x, y)`` or a mapping with ``labels`` or ``label``, or None.
+
+    Example:
+        >>> label_of({"text": "a film", "label": 1})
+        1
+    """
     if isinstance(item, Mapping):
         label = item.get("labels", item.get("label"))
     else:

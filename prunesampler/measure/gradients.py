@@ -1,13 +1,13 @@
 """Per-sample gradients of a linear layer, from one forward pass.
 
 For a linear layer used once per sample, ``z = W a + b``, the gradient of sample i's loss by (W, b) is
-``delta_i ⊗ [a_i, 1]`` with ``delta_i`` the gradient by z. So a hook on the layer is all it takes: no
-backward pass runs through the rest of the network.
+``delta_i ⊗ [a_i, 1]`` with ``delta_i`` the gradient by z. So a hook on the layer is enough: no backward
+pass runs through the rest of the network.
 
 A layer may also be applied at several positions of a sample, as a classifier of every token of which
-one is picked, or a 1 x 1 convolution whose outputs are pooled. Where the loss sees only a weighted sum
+one is picked, or a 1 x 1 convolution whose outputs are pooled. If the loss sees only a weighted sum
 ``z_i = sum over p of w_ip (W a_ip + b)`` of the outputs, that is a linear layer too, with inputs
-``sum over p of w_ip [a_ip, 1]``: the gradient is still rank one. Whether it is so is checked.
+``sum over p of w_ip [a_ip, 1]``, and the gradient is still rank one. This is checked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from prunesampler.influence.measurements import DenseHessian, Measurements
+from prunesampler.influence.hessians import DenseHessian
+from prunesampler.influence.measurements import Measurements
 from prunesampler.measure.batches import classes_in
 from prunesampler.measure.heads import (
     PER_TOKEN,
@@ -39,9 +40,9 @@ from prunesampler.measure.positions import (
 from prunesampler.measure.taps import ALIGNED, Tap, attached
 
 MAX_DENSE_OUTPUTS = 128
-"""Widest layer whose per-sample Hessians, C * C numbers each, are taken by automatic differentiation."""
+"""Largest number C of outputs whose Hessians, C * C numbers a sample, autograd computes."""
 CHECKED = 1e-2
-"""Largest relative difference from what autograd finds, in full precision."""
+"""Largest relative difference from autograd's gradient, in full precision."""
 
 
 class GradientSource(Protocol):
@@ -56,12 +57,18 @@ class HeadGradients:
     """Gradients of the losses by one linear layer.
 
     Args:
-        head: the layer, a module of the model or its name: an ``nn.Linear``, a 1 x 1 convolution, or
+        head: The layer, a module of the model or its name: an ``nn.Linear``, a 1 x 1 convolution, or
             any module with a weight matrix that returns ``W a + b``.
-        losses: per-sample loss. The closed forms of ``prunesampler.measure.losses`` are used as such when
-            the model's output is the layer's output, or a weighted sum of it over positions;
-            everything else, any function ``(model, batch) -> (b,)``, is differentiated automatically
-            through the layer's output.
+        losses: One loss per sample. ``CrossEntropy``, ``BinaryCrossEntropy`` and ``SquaredError`` are
+            used in closed form if the model's output is the layer's output, or a weighted sum of it
+            over positions. Anything else, any function ``(model, batch) -> (b,)``, is differentiated
+            automatically by the layer's output.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
+        >>> measured = HeadGradients("2")(model, (torch.randn(5, 8), torch.arange(5) % 3))
+        >>> measured.delta.shape, measured.inputs.shape
+        (torch.Size([5, 3]), torch.Size([5, 5]))
     """
 
     head: nn.Module | str
@@ -71,13 +78,13 @@ class HeadGradients:
         """Measure one batch.
 
         Args:
-            model: in evaluation mode, on the batch's device.
-            batch: whatever ``losses`` takes.
+            model: The model in evaluation mode, on the batch's device.
+            batch: A batch that ``losses`` takes.
 
         Raises:
-            ValueError: when the layer is not trained, does not run once per sample, is applied at
-                positions that the loss does not merely sum, or the losses are not one number per
-                sample.
+            ValueError: If the layer is not trained, does not run once per sample, or is applied at
+                positions that the loss does not merely sum; or if the losses are not one number
+                per sample.
         """
         name, layer = find_layer(model, self.head)
         tap = Tap(name)
@@ -112,11 +119,11 @@ def _summed_inputs(tap: Tap, weights: Tensor | None) -> Tensor:
 
 
 def _position_weights(outputs: Tensor, tap: Tap) -> tuple[Tensor, Tensor | None] | None:
-    """Weights w with which the model's output is the sum over positions of the layer's outputs.
+    """Weights w with which the layer's outputs, summed over positions, are the model's output.
 
     Returns:
-        That sum in full precision, shape (b, C), and w, shape (b, P), or None instead of w where
-        both are the same; None where the model's output is anything else.
+        That sum in full precision, shape (b, C), and w, shape (b, P), or None for w if the outputs
+        are the same; None if the model's output is anything else.
     """
     leaf = tap.leaf
     if tap.saw(outputs):
@@ -132,7 +139,7 @@ def _differentiate(values: Tensor, tap: Tap) -> tuple[Derivatives, Tensor | None
     """Gradient and Hessian of the losses by the layer's output, by automatic differentiation.
 
     Returns:
-        Both for the sum over positions, and the weights of the positions, shape (b, P), or None where
+        Both for the sum over positions, and the weights of the positions, shape (b, P), or None if
         there is only one.
     """
     leaf = tap.leaf
@@ -149,7 +156,8 @@ def _differentiate(values: Tensor, tap: Tap) -> tuple[Derivatives, Tensor | None
     except RuntimeError as error:
         raise ValueError(
             f"losses= cannot be differentiated twice by the output of layer {tap.name!r} ({error}); "
-            "write the loss with other operations, or use a closed form of prunesampler.measure.losses"
+            "write the loss with other operations, or use prunesampler.CrossEntropy or another loss "
+            "that is known in closed form"
         ) from error
     hessian = torch.stack(rows, dim=1)
     hessian = (hessian + hessian.transpose(1, 2)) / 2
@@ -168,7 +176,7 @@ def _differentiate(values: Tensor, tap: Tap) -> tuple[Derivatives, Tensor | None
 
 
 def _check_values(values: Tensor, tap: Tap) -> None:
-    """Check that there is one loss per sample, each of that sample's outputs alone."""
+    """Check that there is one loss per sample, and that it depends on that sample's outputs alone."""
     rows, _, width = tap.leaf.shape
     if isinstance(values, Tensor) and values.dim() == 1 and len(values) != rows:
         raise ValueError(
@@ -180,8 +188,8 @@ def _check_values(values: Tensor, tap: Tap) -> None:
     if width > MAX_DENSE_OUTPUTS:
         raise ValueError(
             f"a loss without closed form needs {width} x {width} numbers per sample for the "
-            f"{width} outputs of layer {tap.name!r}, above {MAX_DENSE_OUTPUTS} outputs; use a "
-            "closed form of prunesampler.measure.losses, which takes a batch of any form with "
+            f"{width} outputs of layer {tap.name!r}, above {MAX_DENSE_OUTPUTS} outputs; use "
+            "one of prunesampler with a closed form, which takes a batch of any form with "
             "CrossEntropy(run=lambda model, batch: (logits, targets))"
         )
     if not values.requires_grad:
@@ -198,13 +206,22 @@ def _check_values(values: Tensor, tap: Tap) -> None:
 
 
 def check_gradient(source: HeadGradients, model: nn.Module, batch: Any) -> None:
-    """Hold a batch's gradients against those that autograd finds for the layer's weight.
+    """Compare a batch's gradients with those that autograd finds for the layer's weight.
 
-    Finds whatever changes a weight on its way into the layer's output, as a normalisation does that
-    happens to change nothing at the moment.
+    This finds anything that changes a weight on its way into the layer's output, even a normalisation
+    that happens to change nothing at the moment.
+
+    Args:
+        source: The gradients to check.
+        model: The model in evaluation mode, on the batch's device.
+        batch: A batch that the losses of ``source`` take.
 
     Raises:
-        ValueError: when they differ.
+        ValueError: If they differ.
+
+    Example:
+        >>> batch = torch.randn(5, 8), torch.arange(5) % 3
+        >>> check_gradient(HeadGradients("0"), nn.Sequential(nn.Linear(8, 3)), batch)
     """
     name, layer = find_layer(model, source.head)
     weight = layer._parameters["weight"]

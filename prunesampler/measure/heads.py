@@ -1,4 +1,4 @@
-"""Which layer of a network is scored: the last linear one that runs, whatever its type is called."""
+"""Which layer of a network is measured: the last linear one that runs, whatever its type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 ROUNDING = 0.05
-"""Largest relative difference between what a layer returns, in whatever precision, and W a + b."""
+"""Largest relative difference between a layer's output, in any precision, and W a + b."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 Losses = Callable[[nn.Module, Any], Tensor]
@@ -26,9 +26,13 @@ class Head:
     """A layer that was found.
 
     Args:
-        name: in the model.
-        beside: trained parameters that reach the loss without passing through the layer: those
+        name: Name of the layer in the model.
+        beside: Names of trained parameters that reach the loss without passing through the layer:
             between it and the loss, or on a way around it.
+
+    Example:
+        >>> Head("classifier")
+        Head(name='classifier', beside=())
     """
 
     name: str
@@ -39,6 +43,10 @@ def weight_matrix(layer: nn.Module) -> Tensor | None:
     """The weight that a layer may multiply its inputs by, shape (C, D), or None.
 
     A 1 x 1 convolution is a linear layer at every position, so its kernel counts as a matrix.
+
+    Example:
+        >>> weight_matrix(nn.Conv2d(8, 3, kernel_size=1)).shape
+        torch.Size([3, 8])
     """
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.dim() < 2:
@@ -51,7 +59,11 @@ def weight_matrix(layer: nn.Module) -> Tensor | None:
 def as_rows(values: Tensor, layer: nn.Module) -> Tensor:
     """Inputs or outputs of a layer, shape (b, d), (b, ..., d) or (b, d, ...), as (b, P, d).
 
-    P is the number of positions in each sample that the layer is applied to; one without any.
+    P is the number of positions in each sample that the layer is applied to, 1 without any.
+
+    Example:
+        >>> as_rows(torch.randn(2, 8, 5, 5), nn.Conv2d(8, 3, kernel_size=1)).shape
+        torch.Size([2, 25, 8])
     """
     if values.dim() == 2:
         return values[:, None]
@@ -61,7 +73,12 @@ def as_rows(values: Tensor, layer: nn.Module) -> Tensor:
 
 
 def linear_output(layer: nn.Module, rows: Tensor) -> Tensor:
-    """``W a + b`` for rows of shape (b, P, D), in their precision, shape (b, P, C)."""
+    """``W a + b`` for rows of shape (b, P, D), in their precision, shape (b, P, C).
+
+    Example:
+        >>> linear_output(nn.Linear(8, 3), torch.randn(2, 1, 8)).shape
+        torch.Size([2, 1, 3])
+    """
     weight, bias = weight_matrix(layer), getattr(layer, "bias", None)
     assert weight is not None
     return F.linear(
@@ -70,7 +87,13 @@ def linear_output(layer: nn.Module, rows: Tensor) -> Tensor:
 
 
 def computes_linear(layer: nn.Module, inputs: Any, output: Any) -> bool:
-    """Whether this output of a layer is its weight times its input plus its bias, but for rounding."""
+    """Whether a layer's output is its weight times its input plus its bias, up to rounding.
+
+    Example:
+        >>> layer, x = nn.Linear(8, 3), torch.randn(2, 8)
+        >>> computes_linear(layer, x, layer(x)), computes_linear(layer, x, layer(x).relu())
+        (True, False)
+    """
     weight = weight_matrix(layer)
     tensors = isinstance(inputs, Tensor) and isinstance(output, Tensor)
     if weight is None or not tensors or not inputs.is_floating_point() or inputs.dim() < 2:
@@ -81,14 +104,19 @@ def computes_linear(layer: nn.Module, inputs: Any, output: Any) -> bool:
     wide = torch.promote_types(rows.dtype, torch.float32)
     with torch.autocast(rows.device.type, enabled=False):
         expected = linear_output(layer, rows.to(wide))
-    # What is not finite is found, and its samples named, when all are measured.
+    # Numbers that are not finite are reported, with their samples, when all are measured.
     finite = expected.abs() <= torch.finfo(given.dtype).max
     expected, found = expected[finite], given.to(wide)[finite]
     return bool((found - expected).norm() <= ROUNDING * expected.norm())
 
 
 def first_argument(args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """What a layer was called with, by place or by name."""
+    """The first argument of a call, by position or by name.
+
+    Example:
+        >>> first_argument((), {"input": 3})
+        3
+    """
     return args[0] if args else next(iter(named.values()), None)
 
 
@@ -96,7 +124,10 @@ def check_unreduced(values: Any, size: int) -> None:
     """Check that there is one loss per sample.
 
     Raises:
-        ValueError: when there is not.
+        ValueError: If there is not.
+
+    Example:
+        >>> check_unreduced(torch.ones(8), size=8)
     """
     if isinstance(values, Tensor) and values.shape == (size,):
         return
@@ -114,19 +145,23 @@ def check_unreduced(values: Any, size: int) -> None:
 
 
 def find_layer(model: nn.Module, head: nn.Module | str) -> tuple[str, nn.Module]:
-    """Name and module of a layer given by either.
+    """Name and module of a layer that is given by either.
 
     Raises:
-        ValueError: when the model has no such layer, or training does not move its weight alone:
-            it is frozen, shared, or computed from other parameters.
-        TypeError: when it has no weight to multiply by.
+        ValueError: If the model has no such layer, or its weight is not trained for it alone: it is
+            frozen, shared, or computed from other parameters.
+        TypeError: If it has no weight matrix.
+
+    Example:
+        >>> find_layer(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)), "2")
+        ('2', Linear(in_features=4, out_features=3, bias=True))
     """
     modules = dict(model.named_modules())
     names = [n for n, m in modules.items() if (n == head if isinstance(head, str) else m is head)]
     if not names:
         linear = [n for n, m in modules.items() if _looks_linear(m)]
         raise ValueError(
-            f"the model has no layer {head!r} to score; its linear layers are {linear or 'none'}"
+            f"the model has no layer {head!r} to measure; its linear layers are {linear or 'none'}"
         )
     name, layer = names[0], modules[names[0]]
     if weight_matrix(layer) is None:
@@ -140,19 +175,19 @@ def find_layer(model: nn.Module, head: nn.Module | str) -> tuple[str, nn.Module]
 
 
 def _check_trained(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Refuse a layer whose weight is not a parameter that is trained for this layer alone."""
+    """Check that a layer's weight is a parameter that is trained for this layer alone."""
     if parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
         raise ValueError(
             f"the weight of layer {name!r} is computed from other parameters (weight norm, spectral "
-            "norm or another parametrisation), so its influence is not theirs; score another layer "
+            "norm or another parametrisation), so its influence is not theirs; choose another layer "
             "with head=, remove the parametrisation, or pass gradients="
         )
     weight = layer._parameters["weight"]
     assert weight is not None
-    # A model without any trained parameter is a copy of one that is trained, as an average of weights.
+    # A model without any trained parameter is a copy of a trained one, such as an average of weights.
     if not weight.requires_grad and any(p.requires_grad for p in model.parameters()):
         raise ValueError(
-            f"layer {name!r} is frozen (requires_grad=False), so no sample has influence on it; score "
+            f"layer {name!r} is frozen (requires_grad=False), so no sample has influence on it; choose "
             "a layer that is trained with head="
         )
     for other, module in model.named_modules():
@@ -162,12 +197,12 @@ def _check_trained(model: nn.Module, name: str, layer: nn.Module) -> None:
             if parameter is weight:
                 raise ValueError(
                     f"layer {name!r} shares its weight with {f'{other}.{part}'!r}, so its gradient is "
-                    "not rank one; untie the weights, or score another layer with head="
+                    "not rank one; untie the weights, or choose another layer with head="
                 )
 
 
 def _looks_linear(layer: nn.Module) -> bool:
-    """Whether a layer's type says that it is linear at every position; its outputs have the last word."""
+    """Whether a layer's type says that it is linear at every position; its outputs decide."""
     if isinstance(layer, CONVOLUTIONS):
         return weight_matrix(layer) is not None and layer.groups == 1
     return isinstance(layer, nn.Linear)
@@ -194,43 +229,41 @@ class _Cut:
 def find_head(model: nn.Module, batch: Any, losses: Losses, size: int) -> Head:
     """The last linear layer that runs: the one with no other between it and the loss.
 
-    Every linear layer's output is cut from the graph; only those that the loss still depends on
-    are last. Of several, the one that is trained.
+    The output of every linear layer is cut from the graph; those that the loss still depends on are
+    last. Of several, it is the one that is trained.
 
     Args:
-        model: in evaluation mode, on the batch's device.
-        batch: whatever ``losses`` takes.
-        losses: per-sample loss.
-        size: samples in the batch.
+        model: The model in evaluation mode, on the batch's device.
+        batch: A batch that ``losses`` takes.
+        losses: One loss per sample.
+        size: Number of samples in the batch.
 
     Raises:
-        ValueError: when there is none, or several that cannot be told apart, or it is not trained.
+        ValueError: If there is none, or several that cannot be told apart, or it is not trained.
+
+    Example:
+        >>> from prunesampler import CrossEntropy
+        >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
+        >>> find_head(model, (torch.randn(2, 8), torch.tensor([0, 2])), CrossEntropy(), size=2)
+        Head(name='2', beside=())
     """
     modules = {n: m for n, m in model.named_modules() if weight_matrix(m) is not None}
-    cuts = {name: _Cut() for name in modules}
-    handles = [
-        module.register_forward_hook(cuts[name], with_kwargs=True)
-        for name, module in modules.items()
-    ]
-    try:
-        with torch.enable_grad():
-            values = losses(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    leaves, values = _cut_outputs(modules, lambda: losses(model, batch))
     check_unreduced(values, size)
-    leaves = [leaf for cut in cuts.values() for leaf in cut.leaves]
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    if not leaves or not values.requires_grad:
-        raise ValueError(_nothing_found(model))
-    sources = [*leaves, *trained.values()]
-    gradients = torch.autograd.grad(values.sum(), sources, allow_unused=True)
-    reached = {id(s) for s, g in zip(sources, gradients, strict=True) if g is not None}
-    last = [n for n, cut in cuts.items() if any(id(leaf) in reached for leaf in cut.leaves)]
-    others = last
-    last = [name for name in last if _is_trained(modules[name])] or last
+    sources = [*(leaf for cuts in leaves.values() for leaf in cuts), *trained.values()]
+    reached: set[int] = set()
+    if any(leaves.values()) and values.requires_grad:
+        gradients = torch.autograd.grad(values.sum(), sources, allow_unused=True)
+        reached = {id(s) for s, g in zip(sources, gradients, strict=True) if g is not None}
+    ends = [n for n, cuts in leaves.items() if any(id(leaf) in reached for leaf in cuts)]
+    last = [name for name in ends if _is_trained(modules[name])] or ends
     if not last:
-        raise ValueError(_nothing_found(model))
+        linear = [name for name, module in model.named_modules() if _looks_linear(module)]
+        raise ValueError(
+            f"no linear layer leads to the loss of {type(model).__name__} (linear layers: "
+            f"{linear or 'none'}); choose the layer with head=, or pass gradients="
+        )
     if len(last) > 1:
         raise ValueError(
             f"the loss depends on {len(last)} last linear layers that cannot be told apart: {last}; "
@@ -238,24 +271,34 @@ def find_head(model: nn.Module, batch: Any, losses: Losses, size: int) -> Head:
         )
     find_layer(model, last[0])
     beside = [n for n, p in trained.items() if id(p) in reached]
-    for name in others:  # those of a frozen layer beside it, as its bias
+    for name in ends:  # trained parameters of a frozen layer beside it, such as its bias
         if name != last[0]:
             parts = modules[name].named_parameters(prefix=name, recurse=False)
             beside += [part for part, parameter in parts if parameter.requires_grad]
     return Head(last[0], tuple(beside))
 
 
+def _cut_outputs(
+    modules: dict[str, nn.Module], run: Callable[[], Tensor]
+) -> tuple[dict[str, list[Tensor]], Tensor]:
+    """The leaves that replace the outputs of each linear layer in a run, and what the run returns."""
+    cuts = {name: _Cut() for name in modules}
+    handles = [
+        module.register_forward_hook(cuts[name], with_kwargs=True)
+        for name, module in modules.items()
+    ]
+    try:
+        with torch.enable_grad():
+            values = run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: cut.leaves for name, cut in cuts.items()}, values
+
+
 def _is_trained(layer: nn.Module) -> bool:
-    """Whether the weight is trained, or, where it is computed, what it is computed from."""
+    """Whether the weight is trained, or the parameters it is computed from."""
     weight = layer._parameters.get("weight")
     if weight is not None:
         return weight.requires_grad
     return any(parameter.requires_grad for parameter in layer.parameters())
-
-
-def _nothing_found(model: nn.Module) -> str:
-    linear = [name for name, module in model.named_modules() if _looks_linear(module)]
-    return (
-        f"no linear layer leads to the loss of {type(model).__name__} (linear layers: "
-        f"{linear or 'none'}); choose the layer with head=, or pass gradients="
-    )

@@ -1,4 +1,4 @@
-"""Scoring a model without a trace: what it was before, it is afterwards."""
+"""Measuring with a model without a trace: it is afterwards what it was before."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # by bytes per number;
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's module inside DistributedDataParallel, DataParallel and torch.compile."""
+    """The user's module inside DistributedDataParallel, DataParallel and torch.compile.
+
+    Example:
+        >>> unwrap(DataParallel(nn.Linear(2, 1)))
+        Linear(in_features=2, out_features=1, bias=True)
+    """
     while True:
         if isinstance(model, (DistributedDataParallel, DataParallel)):
             model = model.module
@@ -32,11 +37,15 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """The one device that a model lives on.
+    """The one device that all parameters and buffers of a model are on.
 
     Raises:
-        TypeError: when it is no module.
-        ValueError: when it has no parameters, is sharded, lives on several devices, or has no data.
+        TypeError: If it is not a module.
+        ValueError: If it has no parameters, is sharded, is on several devices, or has no data.
+
+    Example:
+        >>> model_device(nn.Linear(2, 1))
+        device(type='cpu')
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -64,10 +73,9 @@ def model_device(model: nn.Module) -> torch.device:
 
 
 def _check_whole(model: nn.Module) -> None:
-    """Check that this process holds all of the model, and not its shard.
+    """Check that this process holds the whole model, and not a shard of FSDP or DTensor.
 
-    Raises:
-        ValueError: when FSDP or DTensor splits it. Where they were never imported, they do not.
+    Where those were never imported, they split nothing.
     """
     fsdp, dtensor = (sys.modules.get(f"torch.distributed.{name}") for name in ("fsdp", "tensor"))
     wrapper: Any = getattr(fsdp, "FullyShardedDataParallel", ())
@@ -79,16 +87,24 @@ def _check_whole(model: nn.Module) -> None:
         name, part = found[0]
         raise ValueError(
             f"sharded models (FSDP, DTensor) are not supported, and {name or 'the model'} is a "
-            f"{type(part).__name__}; score an unsharded copy: a plain model that loads the full state "
+            f"{type(part).__name__}; measure an unsharded copy: a plain model that loads the full state "
             "dict on every process"
         )
 
 
 def fingerprint(model: nn.Module) -> bytes:
-    """A hash of all parameters, and of what the buffers look like.
+    """A hash of all parameters, and of the shapes and dtypes of the buffers.
 
     The parameters are summed where they are, as integers, so that no order of summation matters,
     and only the sums leave the device.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> before = fingerprint(model)
+        >>> with torch.no_grad():
+        ...     _ = model.bias.add_(1e-6)
+        >>> fingerprint(model) == before
+        False
     """
     digest, sums = hashlib.blake2b(), []
     for name, parameter in model.named_parameters():
@@ -102,7 +118,7 @@ def fingerprint(model: nn.Module) -> bytes:
 
 
 def _checksums(tensor: Tensor) -> Tensor:
-    """Sum of a tensor's bit patterns, and sum weighted by position, modulo 2^64, shape (2,)."""
+    """Sum of a tensor's bit patterns, and their sum weighted by position, modulo 2^64, shape (2,)."""
     bits = _bits(tensor)
     sums = bits.new_zeros(2, dtype=torch.int64)
     for start in range(0, len(bits), CHUNK):
@@ -113,16 +129,16 @@ def _checksums(tensor: Tensor) -> Tensor:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """What a tensor holds, as whole numbers of as many bits, flat, on its device."""
+    """The bits of a tensor as integers of the same size, flat, on its device."""
     plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
     return plain.view(-1).view(WHOLE.get(tensor.element_size(), torch.int64))
 
 
 def _numbers(buffer: Tensor) -> Tensor | None:
-    """A view of a buffer in which every number is there once, or None if it is not that simple.
+    """A view of a buffer that holds every number once, or None if there is no such view.
 
-    ``expand`` repeats numbers, and what repeats cannot be written. Sparse buffers and tensors of a
-    kind of their own (quantised ones, say) cannot be compared bit by bit.
+    ``expand`` repeats numbers, and repeated numbers cannot be written to. Sparse buffers and special
+    kinds of tensors, such as quantised ones, cannot be compared bit by bit.
     """
     if type(buffer) is not Tensor or buffer.layout is not torch.strided or buffer.is_quantized:
         return None
@@ -136,9 +152,16 @@ def untouched(model: nn.Module, broadcast: Callable[[Tensor], None]) -> Iterator
     Flags are set one by one, not by ``model.eval()``, since a module may do more than that there.
 
     Args:
-        model: without wrappers.
-        broadcast: makes a tensor equal on all ranks. Buffers (BatchNorm's statistics) differ between
-            ranks until the next forward pass, and would give every rank other scores.
+        model: The model, without wrappers.
+        broadcast: Makes a tensor equal on all ranks. Buffers (BatchNorm's statistics) differ between
+            ranks until the next forward pass, and every rank would measure with its own.
+
+    Example:
+        >>> model = nn.Dropout().train()
+        >>> with untouched(model, broadcast=lambda tensor: None):
+        ...     inside = model.training
+        >>> inside, model.training
+        (False, True)
     """
     modules = [(module, module.training) for module in model.modules()]
     registered = [(module, dict(module._buffers)) for module in model.modules()]
@@ -169,10 +192,10 @@ def untouched(model: nn.Module, broadcast: Callable[[Tensor], None]) -> Iterator
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Run compiled code uncompiled inside: it does not see hooks that are added later.
+    """Run compiled code uncompiled inside, since it does not see hooks that are added later.
 
-    That may be the model, a part of it, or a loss function that calls it, so it holds for all that
-    is compiled. Nothing is where PyTorch's compiler was never imported, which takes seconds.
+    The model, a part of it, or a loss function that calls it may be compiled, so this holds for all
+    compiled code. Without PyTorch's compiler there is none; importing it here would take seconds.
     """
     compiled = "torch._dynamo" in sys.modules
     with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
@@ -181,7 +204,7 @@ def eager() -> Iterator[None]:
 
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
-    """Global random states of Python, NumPy, torch and CUDA outside are as before."""
+    """Give the global generators of Python, NumPy, torch and CUDA their states back at the end."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

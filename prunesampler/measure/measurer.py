@@ -1,4 +1,4 @@
-"""The only loop over data: every sample of a dataset once, shared out over the processes."""
+"""The only loop over data: every sample of a dataset once, divided among the processes."""
 
 from __future__ import annotations
 
@@ -21,21 +21,33 @@ from prunesampler.measure.probing import explained
 from prunesampler.measure.reading import Grid, Reading, copied, spread
 
 COUPLED = 0.05
-"""Largest relative difference of a layer's input when only the other samples of a batch change."""
+"""Largest relative change of a layer's input that the other samples of a batch may cause."""
 
 
 class Measurer:
-    """Takes the gradients of datasets' samples with a model, and leaves no trace.
+    """Measures all samples of datasets with a model, and leaves no trace.
 
     Args:
-        head: the layer to score, its name, or None to find it.
-        losses: one loss per sample.
-        gradients: measures a batch in place of head and losses, or None.
-        reading: how samples are read.
-        progress: show a progress bar.
+        head: The layer to measure, its name, or None to find it.
+        losses: One loss per sample.
+        gradients: Measures a batch in place of ``head`` and ``losses``, or None.
+        reading: How samples are read.
+        progress: Whether to show a progress bar.
 
     Attributes:
-        layer: name of the layer that was measured last, or None where ``gradients`` does not tell.
+        layer: Name of the layer that was measured last, or None where ``gradients`` does not tell.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> from prunesampler import SquaredError
+        >>> from prunesampler.base.processes import LocalGroup
+        >>> measurer = Measurer(
+        ...     head=None, losses=SquaredError(), gradients=None, reading=Reading(), progress=False
+        ... )
+        >>> dataset = TensorDataset(torch.randn(5, 2), torch.randn(5))
+        >>> (measured,) = measurer.measure(nn.Linear(2, 1), [dataset], LocalGroup())
+        >>> measured.inputs.shape  # two inputs and the one of the bias
+        torch.Size([5, 3])
     """
 
     def __init__(
@@ -63,32 +75,32 @@ class Measurer:
         """Measurements of all samples of each dataset, in its order, on rank 0; None elsewhere.
 
         Args:
-            model: without wrappers.
-            datasets: map-style.
-            group: the processes that share the work; all of them call this.
-            trial: measure a batch per process of each, and let losses and gradients pass that are
-                not finite.
+            model: The model, without wrappers.
+            datasets: Map-style datasets.
+            group: The processes that divide the work; all of them call this.
+            trial: Measure a batch per process of each dataset only, and accept losses and gradients
+                that are not finite.
 
         Raises:
-            ValueError: for anything about data or model that makes the gradients meaningless.
-            RuntimeError: when another rank failed.
+            ValueError: If anything about data or model makes the gradients meaningless.
+            RuntimeError: If another rank failed.
         """
-        some = [self._samples(dataset, group, trial) for dataset in datasets]
+        chosen = [self._samples(dataset, group, trial) for dataset in datasets]
         device = together(group, lambda: model_device(model))
         if group.world > 1:
             group.check_equal("the models", together(group, lambda: fingerprint(model)))
         with untouched(model, group.broadcast):
-            shares = together(
+            parts = together(
                 group,
                 lambda: [
                     self._part(model, device, group, dataset, samples, trial)
-                    for dataset, samples in zip(datasets, some, strict=True)
+                    for dataset, samples in zip(datasets, chosen, strict=True)
                 ],
             )
-        signature = repr([share.signature() for share in shares]).encode()
+        signature = repr([part.signature() for part in parts]).encode()
         group.check_equal("the measurements", signature)
         return [
-            self._gather(share, group, samples) for share, samples in zip(shares, some, strict=True)
+            self._gather(part, group, samples) for part, samples in zip(parts, chosen, strict=True)
         ]
 
     def _samples(self, dataset: Dataset[Any], group: Group, trial: bool) -> Sequence[int]:
@@ -105,26 +117,25 @@ class Measurer:
         samples: Sequence[int],
         trial: bool,
     ) -> Measurements:
-        """This rank's share of the samples, on the CPU, in ascending order."""
+        """Measurements of this rank's part of the samples, on the CPU, in ascending order."""
         with explained():
             source = self._source(model, device, dataset)
             grid = Grid(samples, self.reading.batch_size, group.rank, group.world)
-            parts: list[Measurements] = []
+            done: list[Measurements] = []
             total, shown = len(grid.places()), self.progress and group.rank == 0
             with (
                 self.reading.batches(dataset, grid) as batches,
                 progress_bar("measuring", total, shown) as bar,
             ):
                 for indices, batch in zip(grid, batches, strict=True):
-                    part = source(model, to_device(batch, device)).map(lambda t: t[0].cpu())
-                    _check_measured(part, indices, finite=not trial)
-                    parts.append(part)
+                    measured = source(model, to_device(batch, device)).map(Tensor.cpu)
+                    _check_measured(measured, indices, finite=not trial)
+                    done.append(measured)
                     bar.update(len(indices))
-            if not parts:  # more ranks than batches: the shapes are needed all the same
-                first = self.reading.items(dataset, samples[: self.reading.batch_size])
-                batch = self._batch(first, device)
-                parts = [source(model, batch).map(lambda t: t[0][:0].cpu())]
-        return Measurements.cat(parts)
+            if not done:  # more ranks than batches: the shapes are needed all the same
+                items = self.reading.items(dataset, samples[: self.reading.batch_size])
+                return source(model, self._batch(items, device))[:0].map(Tensor.cpu)
+        return Measurements.cat(done)
 
     def _batch(self, items: list[Any], device: torch.device) -> Any:
         # A copy, since a collate function may take items apart.
@@ -133,7 +144,7 @@ class Measurer:
     def _gather(
         self, mine: Measurements, group: Group, samples: Sequence[int]
     ) -> Measurements | None:
-        """All samples in dataset order on rank 0, None elsewhere."""
+        """Measurements of all samples in dataset order on rank 0, None elsewhere."""
         if group.world == 1:
             return mine
         places = [
@@ -141,17 +152,18 @@ class Measurer:
             for rank in range(group.world)
         ]
 
-        def collect(tensors: list[Tensor]) -> Tensor:
-            everyone = group.gather(tensors[0], places)
-            return tensors[0] if everyone is None else everyone
+        def gather(tensor: Tensor) -> Tensor:
+            """The tensor of all ranks on rank 0, an empty one elsewhere."""
+            everyone = group.gather(tensor, places)
+            return tensor[:0] if everyone is None else everyone
 
-        everyone = mine.map(collect)
+        everyone = mine.map(gather)
         return everyone if group.rank == 0 else None
 
     def _source(
         self, model: nn.Module, device: torch.device, dataset: Dataset[Any]
     ) -> GradientSource:
-        """What measures a batch: with a layer that was given, or is found with two samples."""
+        """What measures a batch: ``gradients``, or the layer that is given or found, once checked."""
         if self._gradients is not None:
             self.layer = _name_of(model, getattr(self._gradients, "head", None))
             return self._gradients
@@ -169,12 +181,12 @@ class Measurer:
         return source
 
     def _found(self, model: nn.Module, device: torch.device, items: list[Any]) -> str:
-        """Name of the last linear layer that runs; warn, once, when more than it is trained behind."""
+        """Name of the last linear layer that runs; warns once if it leaves out trained parameters."""
         found = find_head(model, self._batch(items, device), self._losses, len(items))
         if found.beside and not self._checked:
             more = " and more" if len(found.beside) > 3 else ""
             warn(
-                f"layer {found.name!r} is scored, but the trained parameters "
+                f"layer {found.name!r} is measured, but the trained parameters "
                 f"{', '.join(found.beside[:3])}{more} lie between it and the loss, or on a way "
                 "around it: their own shift is not predicted; choose the layer with head= if the "
                 "classifier is another one"
@@ -184,7 +196,7 @@ class Measurer:
     def _check_uncoupled(
         self, source: GradientSource, model: nn.Module, device: torch.device, items: list[Any]
     ) -> None:
-        """Warn when what the layer gets from a sample depends on the other samples in the batch."""
+        """Warn if a sample's input to the layer depends on the other samples in its batch."""
         pairs = [[items[0], items[other]] for other in (1, 2)]
         first, second = (source(model, self._batch(pair, device)).inputs[0] for pair in pairs)
         if first.shape == second.shape and (first - second).norm() > COUPLED * first.norm():
@@ -196,14 +208,14 @@ class Measurer:
 
 
 def _name_of(model: nn.Module, head: nn.Module | str | None) -> str | None:
-    """Name of a layer in the model."""
+    """Name of a layer in the model, or None if it is not there."""
     if head is None or isinstance(head, str):
         return head
     return next((name for name, module in model.named_modules() if module is head), None)
 
 
 def _check_measured(part: Measurements, indices: list[int], *, finite: bool) -> None:
-    """Check a batch's measurements, naming samples."""
+    """Check that a batch's measurements are one per sample and finite; the error names samples."""
     if len(part) != len(indices):
         raise ValueError(
             f"a batch of {len(indices)} samples gave {len(part)} gradients; the model must return "

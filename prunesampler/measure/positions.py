@@ -1,7 +1,7 @@
-"""A layer that is applied at several positions of a sample, of which the loss sees a weighted sum.
+"""Layers that are applied at several positions of a sample, whose weighted sum the loss sees.
 
-All functions take the layer's outputs, a leaf of autograd of shape (b, P, C), and tell whether what
-was computed from it depends on ``sum over p of w_ip z_ip`` alone, with weights w of shape (b, P).
+The functions take the layer's outputs z, a leaf of autograd of shape (b, P, C), and tell whether what
+is computed from it depends on ``sum over p of w_ip z_ip`` alone, with weights w of shape (b, P).
 """
 
 from __future__ import annotations
@@ -11,7 +11,13 @@ from torch import Tensor
 
 
 def weights_in(outputs: Tensor, leaf: Tensor, tolerance: float) -> Tensor | None:
-    """Weights with which the model's outputs, shape (b, C), are the sum over the layer's, or None."""
+    """Weights (b, P) with which the layer's outputs sum to the model's, shape (b, C), or None.
+
+    Example:
+        >>> leaf = torch.randn(2, 4, 3, requires_grad=True)
+        >>> weights_in(leaf.mean(1), leaf, 1e-3)[0]
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
     direction = _numbers(leaf.shape[2:], 0).to(leaf)
     along = (outputs * direction.to(outputs)).sum()
     (pull,) = torch.autograd.grad(along, leaf, retain_graph=True, materialize_grads=True)
@@ -26,14 +32,23 @@ def weights_in(outputs: Tensor, leaf: Tensor, tolerance: float) -> Tensor | None
 
 
 def summed(values: Tensor, weights: Tensor) -> Tensor:
-    """Sum over positions of values (b, P, D) with weights (b, P); shape (b, D)."""
+    """Sum over positions of values (b, P, D) with weights (b, P); shape (b, D).
+
+    Example:
+        >>> summed(torch.tensor([[[1.0], [5.0]]]), torch.tensor([[0.5, 0.5]]))
+        tensor([[3.]])
+    """
     return torch.einsum("bp,bpd->bd", weights.to(values), values)
 
 
 def shares_in(by_position: Tensor, tolerance: float) -> Tensor | None:
-    """Shares of the positions in gradients (b, P, C) that line up, or None where they do not.
+    """Share of every position in gradients (b, P, C), shape (b, P), or None if not all are parallel.
 
-    A sample's shares sum to one; they are zero where its gradient is.
+    A sample's shares sum to one, or are zero if its gradient is zero.
+
+    Example:
+        >>> shares_in(torch.tensor([[[1.0, 2.0], [3.0, 6.0]]]), 1e-3)
+        tensor([[0.2500, 0.7500]])
     """
     largest = by_position.abs().amax((1, 2), keepdim=True)
     tiny = torch.finfo(by_position.dtype).tiny
@@ -48,15 +63,24 @@ def curvature_lines_up(
 ) -> bool:
     """Whether second derivatives between positions p and q are ``w_p w_q`` times the whole Hessian.
 
-    Gradients at positions may line up by chance, as those of two classes or of one output do; then the
-    losses are still one per position, and have no derivative between positions.
+    Gradients at positions may be parallel by chance, as those of two classes or of one output are. Then
+    there is still a loss per position, without a derivative between positions.
 
     Args:
-        by_position: gradient of the losses by the leaf, itself differentiable.
-        leaf: the layer's outputs.
-        shares: of :func:`shares_in`.
-        hessian: sum of all second derivatives over both positions, shape (b, C, C).
-        tolerance: relative.
+        by_position: Gradient of the losses by the leaf, itself differentiable.
+        leaf: Outputs of the layer.
+        shares: What :func:`shares_in` returned.
+        hessian: Sum of all second derivatives over both positions, shape (b, C, C).
+        tolerance: Largest relative difference.
+
+    Example:
+        >>> leaf = torch.ones(1, 2, 1, requires_grad=True)
+        >>> def lines_up(value):  # the whole Hessian of both squares is 4
+        ...     (by_position,) = torch.autograd.grad(value, leaf, create_graph=True)
+        ...     shares = shares_in(by_position.detach(), 1e-3)
+        ...     return curvature_lines_up(by_position, leaf, shares, torch.full((1, 1, 1), 4.0), 1e-3)
+        >>> lines_up(leaf.sum().square() / 2), lines_up(leaf.square().sum())
+        (True, False)
     """
     along, at = _numbers(leaf.shape[2:], 0).to(leaf), _numbers(leaf.shape[1:2], 1).to(leaf)
     value = torch.einsum("bpc,p,c->", by_position, at, along)
@@ -66,21 +90,40 @@ def curvature_lines_up(
 
 
 def depends_on_others(values: Tensor, leaf: Tensor, tolerance: float) -> bool:
-    """Whether the loss of a sample depends on the layer's outputs for other samples."""
+    """Whether a sample's loss depends on the layer's outputs for other samples.
+
+    Example:
+        >>> leaf = torch.tensor([[[1.0]], [[3.0]]], requires_grad=True)
+        >>> depends_on_others(leaf[:, 0, 0], leaf, 1e-3)
+        False
+        >>> depends_on_others((leaf - leaf.mean())[:, 0, 0], leaf, 1e-3)
+        True
+    """
     chosen = int(values.detach().argmax())
     pull = gradient(values[chosen], leaf).flatten(1).norm(dim=1)
     return bool(pull.sum() - pull[chosen] > tolerance * pull.sum())
 
 
 def gradient(value: Tensor, by: Tensor) -> Tensor:
-    """Gradient of a number, zero where it does not depend on what it is taken by."""
+    """Gradient of a scalar by a tensor, zero if it does not depend on it.
+
+    Example:
+        >>> x = torch.tensor([2.0], requires_grad=True)
+        >>> gradient(x.square().sum(), x), gradient(torch.tensor(1.0), x)
+        (tensor([4.]), tensor([0.]))
+    """
     if not value.requires_grad:  # as for losses that are linear in the output
         return torch.zeros_like(by)
     return torch.autograd.grad(value, by, retain_graph=True, materialize_grads=True)[0].detach()
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """Whether every sample's numbers are as expected, relative to their norm."""
+    """Whether every sample's numbers are as expected, relative to their norm.
+
+    Example:
+        >>> close(torch.tensor([[100.0]]), torch.tensor([[101.0]]), tolerance=0.02)
+        True
+    """
     norms = torch.maximum(found.flatten(1).norm(dim=1), expected.flatten(1).norm(dim=1))
     return bool(((found - expected).flatten(1).norm(dim=1) <= tolerance * norms).all())
 

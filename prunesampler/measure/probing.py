@@ -1,4 +1,4 @@
-"""What a few samples tell before all of them are read: each finding names its cause."""
+"""Checks on a few samples before all of them are read."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from torch.utils.data import Dataset
 
 from prunesampler.base.checks import dataset_size, warn
 from prunesampler.base.processes import Group, together
-from prunesampler.measure.batches import content, label_of, outline, same_item
+from prunesampler.measure.batches import content, label_of, outline
 from prunesampler.measure.isolation import preserved_random_state
-from prunesampler.measure.reading import Reading, copied, spread, undisturbed
+from prunesampler.measure.reading import Reading, copied, spread
+from prunesampler.measure.undisturbed import undisturbed
 
 PROBES = 8
-"""Samples that are compared over the ranks, and whose labels a state remembers."""
+"""Number of samples that are compared between ranks, and whose labels a state remembers."""
 COLLATIONS = 3
-"""Times that the same items are put together: once would not do for a mixup that is skipped at times."""
+"""Number of times the same items are collated: a mixup that is skipped at times shows late."""
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Say of errors inside where they happened, as far as Python can (from 3.11 on)."""
+    """Add to errors inside where they happened, as far as Python can (from 3.11 on)."""
     try:
         yield
     except Exception as error:
@@ -41,18 +42,24 @@ def explained() -> Iterator[None]:
 def probe(dataset: Dataset[Any], reading: Reading, group: Group) -> str:
     """Look at a few samples of a dataset, on all ranks.
 
-    Warns when reading an item twice gives two things.
+    Warns if an item is not the same when it is read twice.
 
     Args:
-        dataset: to be scored.
-        reading: how to read it.
-        group: the processes, all of which call this.
+        dataset: The dataset to be measured.
+        reading: How to read it.
+        group: The processes, all of which call this.
 
     Returns:
-        A hash of their labels and shapes, to know the dataset by.
+        A hash of labels and shapes, by which the dataset is recognised.
 
     Raises:
-        RuntimeError: when ranks hold other samples, or one of them failed.
+        RuntimeError: If ranks hold other samples, or one of them failed.
+
+    Example:
+        >>> from prunesampler.base.processes import LocalGroup
+        >>> first, second = ([([1.0], label) for label in labels] for labels in ((0, 1), (1, 0)))
+        >>> probe(first, Reading(), LocalGroup()) == probe(second, Reading(), LocalGroup())
+        False
     """
     size = dataset_size(dataset)
     places = spread(size, PROBES)
@@ -60,7 +67,7 @@ def probe(dataset: Dataset[Any], reading: Reading, group: Group) -> str:
     items = together(group, lambda: reading.items(dataset, [*places, *again]))
     first = dict(zip(places, items, strict=False))
     repeated = zip(again, items[len(places) :], strict=True)
-    changing = [index for index, item in repeated if not same_item(first[index], item)]
+    changing = [index for index, item in repeated if content(first[index]) != content(item)]
     if changing and group.rank == 0:
         warn(
             f"score_dataset gives another item {changing[0]} each time it is read; scores would "
@@ -76,7 +83,10 @@ def check_collate(dataset: Dataset[Any], reading: Reading) -> None:
     """Check that the collate function makes the same batch of the same items.
 
     Raises:
-        ValueError: when it does not, as those of mixup, cutmix and random masking.
+        ValueError: If it does not, as mixup, cutmix and random masking do not.
+
+    Example:
+        >>> check_collate([(1.0, 0), (2.0, 1)], Reading())
     """
     collate_fn, items = reading.collate_fn, reading.items(dataset, spread(dataset_size(dataset), 4))
     with explained(), preserved_random_state(), undisturbed(collate_fn):
@@ -90,17 +100,29 @@ def check_collate(dataset: Dataset[Any], reading: Reading) -> None:
         )
 
 
-def check_same_labels(training: Any, scored: Any, reading: Reading) -> None:
-    """Warn when some samples have other labels in the two sets: then they are not in one order."""
-    if training is scored:
+def check_same_labels(training_set: Any, score_dataset: Any, reading: Reading) -> None:
+    """Warn if samples have other labels in the two sets, which are then not in the same order.
+
+    Args:
+        training_set: The dataset that training reads.
+        score_dataset: The dataset that is measured.
+        reading: How to read both.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     check_same_labels([(1.0, 0), (2.0, 1)], [(2.0, 1), (1.0, 0)], Reading())
+        >>> str(caught[0].message)[:40]
+        'sample 0 has label 0 in the training set'
+    """
+    if training_set is score_dataset:
         return
-    places = spread(dataset_size(scored), PROBES + 1)
+    places = spread(dataset_size(score_dataset), PROBES + 1)
     try:
-        pairs = [reading.items(data, places) for data in (training, scored)]
-    except (
-        Exception
-    ):  # the training set may be readable in its own loader only; no reason to end a run
-        return
+        pairs = [reading.items(data, places) for data in (training_set, score_dataset)]
+    except Exception:
+        return  # a training set that only its own loader can read is no reason to end a run
     for index, first, second in zip(places, *pairs, strict=True):
         labels = label_of(first), label_of(second)
         if None not in labels and labels[0] != labels[1]:

@@ -1,4 +1,4 @@
-"""A hook on one layer, from whose output autograd runs on."""
+"""A hook on one layer that makes its output the start of the autograd graph."""
 
 from __future__ import annotations
 
@@ -20,19 +20,27 @@ from prunesampler.measure.heads import (
 )
 
 ALIGNED = 1e-3
-"""Largest relative difference, in full precision, between what lines up and what is computed."""
+"""Largest relative difference, in full precision, that counts as lining up."""
 
 
 @dataclass
 class Tap:
-    """A hook that keeps a layer's input, and makes its output a leaf from which autograd runs on.
+    """A forward hook that keeps a layer's input, and makes its output a leaf of autograd.
 
     Attributes:
-        inputs: shape (b, P, D), without the one for the bias.
-        outputs: the leaf, shape (b, P, C), in full precision.
-        given: what the rest of the network goes on with.
-        bias: whether the layer has one.
-        rounded: whether the rest of the network computes in sixteen bits.
+        name: Name of the layer in the model.
+        inputs: Inputs of the layer, shape (b, P, D), without the one for the bias.
+        outputs: The leaf, shape (b, P, C), in full precision.
+        given: The output that the rest of the network continues with.
+        bias: Whether the layer has a bias.
+        rounded: Whether the rest of the network computes in sixteen bits.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> with attached(layer, Tap("head")) as tap:
+        ...     loss = layer(torch.randn(8, 4)).square().sum()
+        >>> torch.autograd.grad(loss, tap.leaf)[0].shape
+        torch.Size([8, 1, 2])
     """
 
     name: str
@@ -45,10 +53,10 @@ class Tap:
     def __call__(
         self, layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any
     ) -> Tensor:
-        """Keep what the layer was called with, and hand on a copy of the leaf.
+        """Keep the layer's input, and return a copy of the leaf as its output.
 
         Raises:
-            ValueError: when the layer runs again, or does not compute ``W a + b``.
+            ValueError: If the layer runs again, or does not compute ``W a + b``.
         """
         if self.inputs is not None:
             raise ValueError(
@@ -83,7 +91,7 @@ class Tap:
         """The layer's outputs.
 
         Raises:
-            ValueError: when it did not run.
+            ValueError: If the layer did not run.
         """
         if self.outputs is None:
             raise ValueError(
@@ -93,7 +101,7 @@ class Tap:
 
     @property
     def tolerance(self) -> float:
-        """What counts as lining up, in the precision that the network goes on with."""
+        """Largest relative difference that counts as lining up, in the network's precision."""
         return ROUNDING if self.rounded else ALIGNED
 
     def saw(self, outputs: Tensor) -> bool:
@@ -107,7 +115,7 @@ class Tap:
 
 @contextmanager
 def attached(layer: nn.Module, tap: Tap) -> Iterator[Tap]:
-    """Hook a layer for one forward pass, without gradients before it."""
+    """Hook a layer for one forward pass, in which nothing before the layer takes gradients."""
     handle = layer.register_forward_hook(tap, with_kwargs=True)
     try:
         with torch.no_grad():

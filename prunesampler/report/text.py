@@ -13,18 +13,16 @@ from prunesampler.select.selection import Selection
 
 logger = logging.getLogger("prunesampler")
 
-SECONDS = {
-    "measuring": "scoring",
-    "curvature": "curvature",
-    "solving": "solving",
-    "certificate": "certificate",
-}
-"""What a selection's time goes into, and the name of its seconds in the metadata."""
-STAGES = tuple(SECONDS)
+STAGES = ("measuring", "curvature", "solving", "certificate")
+"""What a selection's time goes into; the metadata holds the seconds of each, `measuring_seconds`."""
 
 
 def tell(text: str, progress: bool) -> None:
-    """Write to the terminal beside the progress bars, or without them to the log."""
+    """Write a text to the terminal beside the progress bars, or without bars to the log.
+
+    Example:
+        >>> tell("kept 4 of 6 samples", progress=False)  # INFO of the logger "prunesampler"
+    """
     if progress:
         tqdm.write(text)
     else:
@@ -32,13 +30,21 @@ def tell(text: str, progress: bool) -> None:
 
 
 def summary(epoch: int, selection: Selection, seconds: float, epoch_seconds: float | None) -> str:
-    """The lines that tell of a selection.
+    """Describe a selection in three or four lines, or a redraw in one.
 
     Args:
-        epoch: that ended before it.
-        selection: of now.
-        seconds: that selecting took in all.
-        epoch_seconds: of the epoch before it, or None.
+        epoch: epoch that ended before the selection.
+        selection: selection to describe.
+        seconds: seconds that selecting took in all.
+        epoch_seconds: seconds that the epoch before it took, or None.
+
+    Example:
+        >>> import torch
+        >>> from prunesampler import Budget
+        >>> selection = Selection(torch.tensor([1, 4]), 6, 0.5, 0.6, None, Budget(count=2))
+        >>> summary(4, selection, 10.0, 20.0).splitlines()[:2]  # doctest: +NORMALIZE_WHITESPACE
+        ['prunesampler: after epoch 4 kept 4 of 6 samples (66.7%)',
+         'It took 10.0 s = 0.50 of the last epoch.']
     """
     kept, facts = selection.num_samples - len(selection.pruned), selection.metadata
     ratio = "" if not epoch_seconds else f" = {seconds / epoch_seconds:.2f} of the last epoch"
@@ -65,8 +71,8 @@ def summary(epoch: int, selection: Selection, seconds: float, epoch_seconds: flo
 
 
 def _shares(facts: Mapping[str, Any], seconds: float, stages: Sequence[str]) -> str:
-    """What share of the seconds each stage took, where it is known."""
-    known = [(stage, facts.get(f"{SECONDS[stage]}_seconds")) for stage in stages]
+    """Share of the seconds that each stage took, where it is known, as text in brackets."""
+    known = [(stage, facts.get(f"{stage}_seconds")) for stage in stages]
     told = [
         f"{stage} {took / seconds:.0%}" for stage, took in known if took is not None and seconds
     ]
@@ -74,11 +80,18 @@ def _shares(facts: Mapping[str, Any], seconds: float, stages: Sequence[str]) -> 
 
 
 def figures(selection: Selection, seconds: float) -> dict[str, float]:
-    """What experiment trackers get: numbers by name, where they are known.
+    """Numbers of a selection for experiment trackers, by name, where they are known.
 
     Args:
-        selection: of now.
-        seconds: that selecting took in all.
+        selection: selection to describe.
+        seconds: seconds that selecting took in all.
+
+    Example:
+        >>> import torch
+        >>> from prunesampler import Budget
+        >>> selection = Selection(torch.tensor([1, 4]), 6, 0.5, 0.6, None, Budget(count=2))
+        >>> figures(selection, 10.0)["pruning/kept"]
+        4.0
     """
     numbers = {
         "pruning/kept": float(selection.num_samples - len(selection.pruned)),

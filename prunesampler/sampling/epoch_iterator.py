@@ -1,57 +1,87 @@
-"""One pass over indices, with a place that can be saved."""
+"""One pass over a sampler's indices, with a position that can be saved."""
 
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+from prunesampler.sampling.clock import EpochClock
+
+
+class _End:
+    """Nothing to iterate; calls a function when its turn comes.
+
+    Args:
+        reached: function to call with ``stale``, or None.
+
+    Attributes:
+        stale: indices that were left when the kept set changed.
+    """
+
+    def __init__(self, reached: Callable[[int], None] | None) -> None:
+        self.reached, self.stale = reached, 0
+
+    def __iter__(self) -> Iterator[int]:
+        if self.reached is not None:
+            self.reached(self.stale)
+        return iter(())
 
 
 class EpochIterator(itertools.chain):  # type: ignore[type-arg]
     """One pass over a sampler, with a position that can be saved and restored.
 
-    It chains the list of indices with a generator that yields nothing and runs when the list is used
-    up; so stepping costs no Python call.
+    It chains the indices with an empty end that tells when it is reached, so that a step runs no
+    Python code: with a ``__next__`` of its own, a pass over the 1.28 million indices of ImageNet takes
+    as long as with torch's RandomSampler; chained, little more than half as long.
+
+    Args:
+        indices: indices in the order of the pass.
+        epoch: epoch of the pass.
+        clock: clock of the sampler; it is told of a pass that had ended before it was saved.
+        ended: called once, when the pass has run to its end, with its epoch and the number of indices
+            that were left when the kept set changed, 0 if it did not.
+
+    Example:
+        >>> steps = EpochIterator([4, 2, 7], 0, EpochClock(), lambda *_: None)
+        >>> next(steps)
+        4
+        >>> steps.state_dict()
+        {'epoch': 0, 'position': 1, 'length': 3}
+        >>> again = EpochIterator([4, 2, 7], 0, EpochClock(), lambda *_: None)
+        >>> again.load_state_dict(steps.state_dict())
+        >>> list(again)
+        [2, 7]
     """
 
-    _indices: Iterator[int]
-    _epoch: int
-    _counted: list[int]  # the epoch that ends with this pass; empty when it had ended before
+    _left: Iterator[int]
+    _end: _End
     _total: int
-    _passes: deque[int]
+    _epoch: int
+    _clock: EpochClock
 
     def __new__(
-        cls, indices: list[int], epoch: int, ended: Callable[[int], None], passes: deque[int]
+        cls, indices: list[int], epoch: int, clock: EpochClock, ended: Callable[[int, int], None]
     ) -> EpochIterator:
-        """A pass over the indices of an epoch.
-
-        Args:
-            indices: in order.
-            epoch: whose order it is.
-            ended: called with the epoch when the pass has run to its end.
-            passes: gets the epoch of a pass that turns out to have ended before it was saved.
-        """
-        left, counted = iter(indices), [epoch]
-        self = super().__new__(cls, left, cls._finish(counted, ended))
-        self._indices, self._epoch, self._counted = left, epoch, counted
-        self._total, self._passes = len(indices), passes
+        """Make everything here, since a chain cannot be changed once it is made."""
+        left, end = iter(indices), _End(partial(ended, epoch))
+        self = super().__new__(cls, left, end)
+        self._left, self._end = left, end
+        self._total, self._epoch, self._clock = len(indices), epoch, clock
         return self
 
     def __init__(
-        self, indices: list[int], epoch: int, ended: Callable[[int], None], passes: deque[int]
+        self, indices: list[int], epoch: int, clock: EpochClock, ended: Callable[[int, int], None]
     ) -> None:
-        """Nothing: `__new__` made everything, as `chain` is immutable."""
-
-    @staticmethod
-    def _finish(counted: list[int], ended: Callable[[int], None]) -> Iterator[int]:
-        for epoch in counted:
-            ended(epoch)
-        return
-        yield
+        """Do nothing: `__new__` made everything."""
 
     def remaining(self) -> int:
-        """Indices that are still to come."""
-        return _remaining(self._indices)
+        """Number of indices that are still to come."""
+        return self._left.__length_hint__()  # type: ignore[attr-defined, no-any-return]
+
+    def outdate(self) -> None:
+        """Note that the kept set has changed, so that the rest of this pass is of the old one."""
+        self._end.stale = self.remaining()
 
     def state_dict(self) -> dict[str, int]:
         """Epoch, position and length of this pass."""
@@ -81,11 +111,7 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
         skip -= self._total - self.remaining()
         if skip < 0:
             raise ValueError(f"position {state['position']} lies behind this pass; start a new one")
-        next(itertools.islice(self._indices, skip, skip), None)
+        next(itertools.islice(self._left, skip, skip), None)
         if over:
-            self._counted.clear()
-            self._passes.append(state["epoch"])
-
-
-def _remaining(indices: Iterator[int]) -> int:
-    return indices.__length_hint__()  # type: ignore[attr-defined, no-any-return]
+            self._end.reached = None
+            self._clock.skip(state["epoch"])

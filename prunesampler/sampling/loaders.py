@@ -1,4 +1,4 @@
-"""Data loaders: one with another sampler, and one for scoring."""
+"""Data loaders seen from outside: their sampler and batch size, and another sampler in place."""
 
 from __future__ import annotations
 
@@ -20,19 +20,43 @@ from prunesampler.sampling.sampler import InfluencePrunedSampler
 
 
 def replace_sampler(loader: DataLoader[Any], sampler: InfluencePrunedSampler) -> DataLoader[Any]:
-    """A new loader like this one, with our sampler and every other setting kept.
+    """A new loader like this one, with this sampler and every other setting kept.
 
     Call it before ``accelerator.prepare``.
 
     Args:
-        loader: a plain ``DataLoader`` that shuffles or reads in order.
-        sampler: over the same dataset.
+        loader: plain ``DataLoader`` that shuffles or reads in order.
+        sampler: sampler over the same dataset.
 
     Raises:
         TypeError: for a subclass of ``DataLoader``, an ``IterableDataset`` or a custom batch sampler.
         ValueError: when the loader has a sampler of its own, another dataset length, or drops its
             last batch while fewer samples are kept than a batch has.
+
+    Example:
+        >>> sampler = InfluencePrunedSampler(range(6))
+        >>> loader = replace_sampler(DataLoader(range(6), batch_size=2, shuffle=True), sampler)
+        >>> sampler.restrict([0, 2, 5])
+        >>> len(loader)
+        2
     """
+    _check_replaceable(loader)
+    size = len(loader.dataset)  # type: ignore[arg-type]
+    if size != sampler.num_samples:
+        raise ValueError(
+            f"the loader's dataset has {size} samples, the sampler's {sampler.num_samples}; "
+            "build the sampler from loader.dataset"
+        )
+    if loader.drop_last and loader.batch_size is not None:
+        sampler.require_batch(loader.batch_size)
+    names = set(inspect.signature(DataLoader.__init__).parameters) - {
+        "self", "sampler", "shuffle", "batch_sampler",
+    }  # fmt: skip
+    return DataLoader(sampler=sampler, **{name: getattr(loader, name) for name in names})
+
+
+def _check_replaceable(loader: DataLoader[Any]) -> None:
+    """Refuse a loader with a sampler, or settings, that a copy with another sampler would lose."""
     if isinstance(getattr(loader, "dataset", None), IterableDataset):
         raise TypeError(
             f"{type(loader.dataset).__name__} is an IterableDataset, which no sampler can restrict; "
@@ -48,10 +72,12 @@ def replace_sampler(loader: DataLoader[Any], sampler: InfluencePrunedSampler) ->
             f"{type(loader).__name__} is a subclass of DataLoader whose settings are unknown here; "
             "build it with sampler= yourself, or replace the sampler before accelerator.prepare"
         )
-    if loader.batch_size is not None and type(loader.batch_sampler) is not BatchSampler:
-        raise TypeError(_custom_batches(loader))
-    if loader.batch_size is None and loader.batch_sampler is not None:
-        raise TypeError(_custom_batches(loader))
+    batches = type(loader.batch_sampler)
+    if batches is not (type(None) if loader.batch_size is None else BatchSampler):
+        raise TypeError(
+            f"the loader has its own batch sampler, {batches.__name__}; build that batch sampler around "
+            "an InfluencePrunedSampler yourself and pass it as batch_sampler="
+        )
     if type(loader.sampler) not in (RandomSampler, SequentialSampler, InfluencePrunedSampler):
         raise ValueError(
             f"the loader has its own {type(loader.sampler).__name__}, which would be lost; "
@@ -64,42 +90,33 @@ def replace_sampler(loader: DataLoader[Any], sampler: InfluencePrunedSampler) ->
             "the loader's RandomSampler draws with replacement or a number of its own, which would "
             "be lost; give the loader shuffle=True"
         )
-    size = len(loader.dataset)  # type: ignore[arg-type]
-    if size != sampler.num_samples:
-        raise ValueError(
-            f"the loader's dataset has {size} samples, the sampler's {sampler.num_samples}; "
-            "build the sampler from loader.dataset"
-        )
-    if loader.drop_last and loader.batch_size is not None:
-        sampler.require_batch(loader.batch_size)
-    names = set(inspect.signature(DataLoader.__init__).parameters) - {
-        "self", "sampler", "shuffle", "batch_sampler",
-    }  # fmt: skip
-    return DataLoader(sampler=sampler, **{name: getattr(loader, name) for name in names})
-
-
-def _custom_batches(loader: DataLoader[Any]) -> str:
-    return (
-        f"the loader has its own batch sampler, {type(loader.batch_sampler).__name__}; build that "
-        "batch sampler around an InfluencePrunedSampler yourself and pass it as batch_sampler="
-    )
 
 
 def sampler_of(loader: Any) -> Any:
-    """The sampler at the end of a loader's chain of batch samplers, whatever prepared the loader."""
+    """The sampler at the end of a loader's chain of batch samplers, whatever prepared the loader.
+
+    Example:
+        >>> sampler = InfluencePrunedSampler(range(6))
+        >>> sampler_of(DataLoader(range(6), batch_size=2, sampler=sampler)) is sampler
+        True
+    """
     link: Any = loader
     seen: list[Any] = []
     while link is not None and all(link is not other for other in seen):
-        seen.append(
-            link
-        )  # accelerate's shards hold a batch sampler, infinite ones a sampler of one
+        seen.append(link)
+        # The shards of accelerate hold a batch sampler, infinite ones a sampler of one.
         inner = getattr(link, "batch_sampler", None)
         link = getattr(link, "sampler", None) if inner is None else inner
     return seen[-1] if len(seen) > 1 else None
 
 
 def loaders_in(nested: Any) -> list[Any]:
-    """The loaders in lists and mappings at any depth."""
+    """The loaders in lists and mappings at any depth.
+
+    Example:
+        >>> loaders_in({"a": 1, "b": [2, (3,)]})  # anything else counts as a loader
+        [1, 2, 3]
+    """
     if isinstance(nested, Mapping):
         nested = list(nested.values())
     if isinstance(nested, (list, tuple)):
@@ -108,29 +125,43 @@ def loaders_in(nested: Any) -> list[Any]:
 
 
 def drops_last(loader: Any) -> bool:
-    """Whether a loader leaves out a smaller last batch, as far as it or its batch sampler tells."""
+    """Whether a loader leaves out a smaller last batch, as far as it or its batch sampler tells.
+
+    Example:
+        >>> drops_last(DataLoader(range(6), batch_size=4, drop_last=True))
+        True
+    """
     batches = getattr(loader, "batch_sampler", None)
     links = (loader, batches, getattr(batches, "sampler", None))
     return any(bool(getattr(link, "drop_last", False)) for link in links)
 
 
 def batch_size_of(loader: Any) -> int | None:
-    """Samples of a loader's batch over all processes, as far as it tells."""
+    """Number of samples in a loader's batch over all processes, or None where it does not tell.
+
+    Example:
+        >>> batch_size_of(DataLoader(range(6), batch_size=4))
+        4
+    """
     links = (loader, getattr(loader, "batch_sampler", None))
     names = ("total_batch_size", "batch_size")
     return next((s for n in names for link in links if (s := getattr(link, n, None))), None)
 
 
 def check_batches(model: nn.Module, loader: Any, kept: int) -> None:
-    """Warn of what a loader's batches would be with so many samples kept.
+    """Warn when a loader's batches would be unusable in a pruned epoch.
 
     Args:
-        model: as it is trained.
-        loader: of the training.
-        kept: samples of a pruned epoch.
+        model: model as it is trained.
+        loader: training loader.
+        kept: number of samples kept in a pruned epoch.
 
     Raises:
-        ValueError: when there would be none.
+        ValueError: when there would be no batch at all.
+
+    Example:
+        >>> loader = DataLoader(range(6), batch_size=2, sampler=InfluencePrunedSampler(range(6)))
+        >>> check_batches(nn.Linear(4, 3), loader, kept=4)
     """
     sampler, batch = sampler_of(loader), batch_size_of(loader)
     if not isinstance(sampler, InfluencePrunedSampler):
@@ -161,7 +192,12 @@ def check_batches(model: nn.Module, loader: Any, kept: int) -> None:
 
 
 def smaller_than_batch(kept: int, batch: int) -> str:
-    """What a pruned epoch is where fewer samples are kept than a batch has."""
+    """Say what becomes of a pruned epoch with fewer kept samples than a batch has.
+
+    Example:
+        >>> smaller_than_batch(10, 16).partition(":")[0]
+        'the 10 kept samples are fewer than a batch of 16'
+    """
     return (
         f"the {kept} kept samples are fewer than a batch of {batch}: every pruned epoch is one "
         "short batch, one padded with copies, or none at all with drop_last; prune less or use "

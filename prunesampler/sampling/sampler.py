@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Sized
+from copy import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from prunesampler.base.checks import (
     whole_number,
 )
 from prunesampler.base.indices import decode, encode, permutations
+from prunesampler.sampling.clock import EpochClock
 from prunesampler.sampling.epoch_iterator import EpochIterator
 from prunesampler.select.selection import Selection
 
@@ -39,36 +40,42 @@ UNHEARD = 3
 class InfluencePrunedSampler(Sampler[int]):
     """Yields the kept indices of a dataset, in an order that depends on (seed, epoch, kept) alone.
 
-    It starts with all samples kept. Iterating changes nothing but the epoch: a pass that runs to its
-    end moves the epoch on by one, as long as nobody calls `set_epoch`. A change by `restrict` takes
-    effect with the next pass; prune between epochs. If you leave passes before their end, call
+    At first all samples are kept. Iterating changes nothing but the epoch: a pass that runs to its end
+    moves the epoch on by one, as long as nobody calls `set_epoch`. A change by `restrict` takes effect
+    with the next pass, so prune between epochs. If you leave passes before their end, call
     `set_epoch`: otherwise the next pass begins as the last one did.
 
     Under accelerate, Lightning and the Hugging Face Trainer leave ``num_replicas`` and ``rank``
     alone: they share out the batches themselves.
 
     Args:
-        dataset: map-style.
-        seed: of the order.
-        shuffle: a new order every epoch; otherwise ascending.
-        num_replicas: processes that share the indices, in plain ``torch.distributed``.
-        rank: of this process.
-        uneven: when the indices do not divide evenly, ``"pad"`` repeats some, ``"drop"`` leaves some
-            out. All ranks always get the same number.
+        dataset: map-style dataset of n samples.
+        seed: seed of the random order.
+        shuffle: whether every epoch has a new random order; otherwise indices ascend.
+        num_replicas: number of processes that share the indices, in plain ``torch.distributed``.
+        rank: rank of this process among them.
+        uneven: what to do when the indices do not divide evenly: ``"pad"`` repeats some, ``"drop"``
+            leaves some out. All ranks always get the same number.
         epoch_length: ``"shrink"``: a pass is the kept samples. ``"constant"``: the kept samples are
             repeated, reshuffled, until a pass is as long as the dataset, so that step counts and
             schedules stay as they were.
 
     Attributes:
-        dataset: as it was given.
-        epoch: of the next pass.
-        passes: epochs of the passes begun since this was cleared, the latest last, at most 1,000.
-        running: whether the pass begun last has not come to its end.
-        restored: whether a state was loaded.
+        dataset: the dataset as it was given.
+        num_samples: number of samples in the dataset, n.
+        clock: the clock that knows the epoch of the next pass.
 
     Raises:
         TypeError: for anything but a map-style dataset.
         ValueError: for an empty dataset or an argument out of range.
+
+    Example:
+        >>> sampler = InfluencePrunedSampler(range(6), seed=1)
+        >>> sampler.restrict([0, 2, 5])
+        >>> len(sampler), sorted(sampler)
+        (3, [0, 2, 5])
+        >>> sampler.epoch  # the pass above ran to its end
+        1
     """
 
     def __init__(
@@ -94,17 +101,11 @@ class InfluencePrunedSampler(Sampler[int]):
         self.dataset = dataset
         self.num_replicas = num_replicas
         self.rank = rank
-        self.epoch = 0
-        self.passes: deque[int] = deque(maxlen=1000)
-        self.running = self.restored = False
-        self._told = False  # whether somebody sets the epoch
-        self._over = False  # whether a pass of an epoch that was set has ended
-        self._done: int | None = None  # epochs that were over when `restore` was called
+        self.clock = EpochClock()
         self._min_kept = 1
         self._unheard: int | None = None  # passes that ended since a callback waits to be called
         self._code: str | None = None  # the kept samples as a state holds them
-        # The pass begun last, and what was left of it when the kept set changed.
-        self._current: tuple[weakref.ref[EpochIterator], list[int]] | None = None
+        self._current: weakref.ref[EpochIterator] | None = None  # the pass begun last
         self.epoch_length = epoch_length
         self._seed = checked_seed(seed)
         self._shuffle = shuffle
@@ -113,9 +114,9 @@ class InfluencePrunedSampler(Sampler[int]):
         self.check_size(self.num_samples)
 
     @property
-    def told(self) -> bool:
-        """Whether somebody sets the epoch."""
-        return self._told
+    def epoch(self) -> int:
+        """Epoch of the next pass."""
+        return self.clock.epoch
 
     @property
     def kept(self) -> Tensor:
@@ -153,69 +154,54 @@ class InfluencePrunedSampler(Sampler[int]):
     def restart(self) -> None:
         """Begin a new run: all samples, from epoch 0, whatever was set or restored."""
         self.reset()
-        self.epoch, self._told, self._over, self._done = 0, False, False, None
-        self.restored = False
+        self.clock.restart()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass. Repeating it or going back is harmless.
 
         Once you call it, call it before every pass: passes no longer move the epoch on themselves.
         """
-        self.epoch, self._told, self._over = whole_number("epoch", epoch), True, False
-
-    def reach_epoch(self, epoch: int) -> None:
-        """Learn from a callback that this epoch comes next, unless somebody sets the epoch.
-
-        So a loop that leaves its passes before their end gets another order each time all the same.
-        """
-        if not self._told:
-            self.epoch = max(self.epoch, epoch)
+        self.clock.set(epoch)
 
     def expect_call(self) -> None:
-        """Warn, once, when passes end and nobody calls the callback that waits for it."""
+        """Warn, once, when passes end but the callback made for this sampler is never called."""
         self._unheard = 0
 
     def called(self) -> None:
-        """The callback was called, so there is nothing to warn of."""
+        """Note that the callback was called, so that there is nothing to warn of."""
         self._unheard = None
 
     def __len__(self) -> int:
-        """Indices in one pass on one rank."""
+        """Number of indices in one pass on one rank."""
         return self.length(len(self._kept))
 
     def length(self, kept: int) -> int:
-        """Indices in one pass on one rank if that many samples were kept."""
+        """Number of indices in one pass on one rank if this many samples were kept."""
         total = self.num_samples if self.epoch_length == "constant" else kept
         whole, rest = divmod(total, self.num_replicas)
         return whole + (1 if rest and self._uneven == "pad" else 0)
 
     def __iter__(self) -> Iterator[int]:
-        """One pass: a snapshot, so later changes of the sampler do not reach it.
+        """One pass over a snapshot, which later changes of the sampler do not reach.
 
         Raises:
             ValueError: when the dataset has another size than before.
         """
         self._check_unchanged()
-        epoch, left = self.epoch, [0]
-        self.passes.append(epoch)
-        self.running = True
-
-        def ended(epoch: int) -> None:
-            self._pass_ended(epoch, left[0])
-
-        current = EpochIterator(self.indices(epoch), epoch, ended, self.passes)
-        self._current = (weakref.ref(current), left)
+        epoch = self.clock.begin()
+        current = EpochIterator(self.indices(epoch), epoch, self.clock, self._pass_ended)
+        self._current = weakref.ref(current)
         return current
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the pass at hand, for copies."""
-        return {**vars(self), "_current": None}
+        """All but the pass at hand, with a clock of its own, for copies."""
+        return {**vars(self), "clock": copy(self.clock), "_current": None}
 
     def _keep(self, kept: Tensor) -> None:
-        """Change the kept set, and note how much is left of a pass that runs over the old one."""
-        current = self._current[0]() if self._current else None
-        if current is not None and self._current:
-            self._current[1][0] = current.remaining()
+        """Change the kept set, and let a pass that runs over the old one know."""
+        current = None if self._current is None else self._current()
+        if current is not None:
+            current.outdate()
         self._kept, self._code = kept, None
 
     def _check_unchanged(self) -> None:
@@ -232,19 +218,15 @@ class InfluencePrunedSampler(Sampler[int]):
                 "pruning.on_epoch_end(epoch, model) at the end of each epoch"
             )
 
-    def _pass_ended(self, epoch: int, left: int) -> None:
-        self.running = False
+    def _pass_ended(self, epoch: int, stale: int) -> None:
+        self.clock.end(epoch)
         if self._unheard is not None:
             self._unheard += 1
-        if left:
+        if stale:
             warn(
-                f"a pass that began before the kept set changed went on with its last {left} samples "
+                f"a pass that began before the kept set changed went on with its last {stale} samples "
                 f"after it. {RUNS_AHEAD}"
             )
-        if self.epoch == epoch and self._told:
-            self._over = True
-        elif self.epoch == epoch:
-            self.epoch += 1
 
     def indices(self, epoch: int) -> list[int]:
         """All indices of one epoch on this rank, in order, as Python ints."""
@@ -282,19 +264,45 @@ class InfluencePrunedSampler(Sampler[int]):
             "version": STATE_VERSION,
             "n": self.num_samples,
             "seed": self._seed,
-            "epoch": self.epoch + self._over,  # the coming one
+            "epoch": self.clock.coming,
             "kept": self._code,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; on an error nothing changes.
 
-        Between `restore` and `settle` only the epoch is taken from the state, if it is not over yet:
-        a loader whose workers run ahead saves the sampler as it was before the epoch ended, and loads
+        After `restore`, until the clock is settled, only the epoch is taken, if it is not over yet: a
+        loader whose workers run ahead saves the sampler as it was before the epoch ended, and loads
         that when it begins to iterate.
 
         Raises:
             ValueError: when the state is of another version or dataset size, or not valid.
+        """
+        seed, epoch, kept = self.read_state(state)
+        if self.clock.settled:
+            self._seed, self._kept, self._code = seed, kept, None
+        self.clock.load(epoch)
+
+    def restore(self, state: Mapping[str, Any], done: int) -> None:
+        """As `load_state_dict`, for a callback that knows how many epochs are over.
+
+        Args:
+            state: state as `state_dict` returned it.
+            done: number of epochs that were over when the state was saved.
+
+        Raises:
+            ValueError: see `load_state_dict`.
+        """
+        self.read_state(state)  # an error must change nothing
+        self.clock.settle()
+        self.load_state_dict(state)
+        self.clock.hold(done)
+
+    def read_state(self, state: Mapping[str, Any]) -> tuple[int, int, Tensor]:
+        """Seed, epoch and kept indices of a state that fits this sampler; changes nothing.
+
+        Raises:
+            ValueError: see `load_state_dict`.
         """
         check_state(state, type(self).__name__, STATE_VERSION, STATE_KEYS)
         if state["n"] != self.num_samples:
@@ -305,37 +313,10 @@ class InfluencePrunedSampler(Sampler[int]):
         kept = decode(state["kept"], self.num_samples)
         seed, epoch = checked_seed(state["seed"]), whole_number("epoch", state["epoch"])
         self.check_size(len(kept))
-        if self._done is None:
-            self._seed, self.epoch, self._over = seed, epoch, False
-            self._kept, self._code = kept, None
-        elif epoch >= self._done:
-            self.epoch, self._over = epoch, False
-        self.restored = True
-
-    def restore(self, state: Mapping[str, Any], done: int) -> None:
-        """As `load_state_dict`, for a callback that knows how many epochs are over.
-
-        Args:
-            state: as `state_dict` returned it.
-            done: epochs that were over when the state was saved.
-
-        Raises:
-            ValueError: see `load_state_dict`.
-        """
-        self._done, before = None, self._done
-        try:
-            self.load_state_dict(state)
-        except (TypeError, ValueError):
-            self._done = before
-            raise
-        self._done = done
-
-    def settle(self) -> None:
-        """From now on take all of a state again: no loader can come with an older one."""
-        self._done = None
+        return seed, epoch, kept
 
     def check_size(self, kept: int) -> None:
-        """Check that so many kept samples make an epoch.
+        """Check that this many kept samples make an epoch.
 
         Raises:
             ValueError: when they do not.

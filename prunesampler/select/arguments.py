@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
+from prunesampler.select.objectives import Objective
 from prunesampler.solve.budget import Budget
 
 
-def check_objects(budget: object, losses: object, curvature: object, solver: object) -> None:
+def check_objects(
+    budget: object, losses: object, curvature: object, solver: object, objective: object
+) -> None:
     """Refuse classes, names, and torch's own losses.
 
     Raises:
@@ -32,3 +35,8 @@ def check_objects(budget: object, losses: object, curvature: object, solver: obj
         )
     if solver is not None and not callable(solver):
         raise TypeError(f"solver must be a function such as prunesampler.anneal, got {solver!r}")
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            f"objective must be an object such as KeepHead(), Target(wanted) or Price(prices), got "
+            f"{objective!r}; one of your own inherits from prunesampler.Objective"
+        )

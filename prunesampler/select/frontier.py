@@ -1,8 +1,7 @@
-"""What pruning costs at every fraction, from one pass over the data."""
+"""Predicted shift against the fraction pruned, from one pass over the data."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +16,21 @@ COLUMNS = ("fraction", "shift", "newton_shift", "random_shift", "curvature_share
 class Frontier:
     """One selection per fraction, from the smallest fraction to the largest.
 
-    ``str(frontier)`` is a table. Any of the selections can be given to ``sampler.restrict``.
+    ``str(frontier)`` is a table, `prunesampler.report.plots.plot_frontier` draws it. Any of the
+    selections can be given to ``sampler.restrict``.
 
     Args:
-        selections: of the same scores.
+        selections: selections from the same scores, by ascending fraction.
+
+    Example:
+        >>> import torch
+        >>> from prunesampler import Budget
+        >>> known = {"metadata": {"random_shift": 2.0}, "curvature_share": 0.9}
+        >>> selection = Selection(
+        ...     torch.tensor([1, 4]), 6, 0.5, 0.6, None, Budget(count=2), **known
+        ... )
+        >>> Frontier((selection,)).array.round(2).tolist()
+        [[0.33, 0.5, 0.6, 2.0, 0.9]]
     """
 
     selections: tuple[Selection, ...]
@@ -53,27 +63,3 @@ class Frontier:
                 f"| {shift / random:.2%} | {share:.0%} |"
             )
         return "\n".join(lines)
-
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw predicted shift against fraction pruned, ours and random, to an image file.
-
-        Raises:
-            ImportError: when matplotlib is not installed.
-        """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError('plots need matplotlib: pip install "prunesampler[plots]"') from error
-        array = self.array
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.add_subplot()
-        axes.semilogy(100 * array[:, 0], array[:, 3], "o--", color="0.5", label="random set")
-        axes.semilogy(
-            100 * array[:, 0], array[:, 1], "o-", color="C0", label="selected, first order"
-        )
-        axes.semilogy(100 * array[:, 0], array[:, 2], "x:", color="C1", label="selected, Newton")
-        axes.set_xlabel("samples pruned (%)")
-        axes.set_ylabel("predicted shift of the parameters")
-        axes.grid(alpha=0.3)
-        axes.legend()
-        figure.savefig(os.fspath(path), dpi=150)

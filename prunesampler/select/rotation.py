@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunesampler.solve.constraints import Constraints
+from prunesampler.solve.budget import Constraints
 from prunesampler.solve.problem import Problem
 
 
@@ -22,55 +22,46 @@ def older(ages: Tensor, pruned: Tensor) -> Tensor:
     """Ages after a draw, int64, shape (n,).
 
     Args:
-        ages: before it, zeros at first.
+        ages: ages before it, zeros at first.
         pruned: indices that the draw left out.
+
+    Example:
+        >>> older(torch.tensor([0, 2, -1]), torch.tensor([1])).tolist()
+        [-1, 3, -2]
     """
     out = torch.zeros(len(ages), dtype=torch.bool)
     out[pruned] = True
     return torch.where(out, ages.clamp(min=0) + 1, ages.clamp(max=0) - 1)
 
 
-def rotated(problem: Problem, ages: Tensor, constraints: Constraints | None) -> Constraints:
-    """The constraints with those of the rotation: who must come back, who must go.
+def rotated(problem: Problem, ages: Tensor) -> Constraints:
+    """The problem's constraints with those of the rotation: which samples must come back or go.
 
     Where a share k of the samples that are free to go is kept, each of them is kept again within
-    ``ceil(1 / k) + 1`` draws; with groups of several sizes about so. With epsilon, k counts what the
-    cap on the fraction keeps, and nobody must go, since that might break the guarantee.
+    ``ceil(1 / k) + 1`` draws. With epsilon, k counts what the cap on the fraction keeps, and no
+    sample must go, since that might break epsilon.
 
     Args:
-        problem: influence, limits and groups; not yet rotated.
-        ages: of all samples, see :func:`older`.
-        constraints: those of the problem.
+        problem: influence and limits, not yet rotated.
+        ages: ages of all samples, see :func:`older`.
+
+    Example:
+        >>> from prunesampler import Budget, Influence
+        >>> problem = Problem.of(Influence.from_vectors(torch.randn(4, 2)), Budget(count=2))
+        >>> turn = rotated(problem, torch.tensor([1, 1, -1, -1]))
+        >>> turn.keep.tolist(), turn.prune.tolist()
+        ([0, 1], [])
     """
-    first = problem.members[problem.start[:-1]]
-    age = ages[first].numpy()
+    age = ages[problem.free].numpy()
     pools = problem.pools()
-    order = np.argsort(age, kind="stable")
-    pruned, _ = problem.fill(order, problem.size())
+    pruned, _ = problem.fill(np.argsort(age, kind="stable"), problem.count())
     oldest = np.full(int(pools.max(initial=0)) + 1, np.iinfo(np.int64).min)
     np.maximum.at(oldest, pools[pruned], age[pruned])
     boundary = oldest[pools]
-    guarantee = problem.budget.epsilon is not None
-    back = ~pruned & (age > (0 if guarantee else boundary))
-    out = (age < boundary) & pruned & (not guarantee)
-    given = constraints or Constraints()
+    within_epsilon = problem.budget.epsilon is not None
+    back = ~pruned & (age > (0 if within_epsilon else boundary))
+    out = (age < boundary) & pruned & (not within_epsilon)
     return Constraints(
-        keep=torch.cat([problem.held, _samples(problem, back)]),
-        prune=torch.cat([problem.forced, _samples(problem, out)]),
-        groups=given.groups,
+        keep=torch.cat([problem.held, problem.free[torch.from_numpy(back)]]),
+        prune=torch.cat([problem.forced, problem.free[torch.from_numpy(out)]]),
     )
-
-
-def feasible(problem: Problem, constraints: Constraints) -> bool:
-    """Whether a rotation leaves a set of the size that the problem has without it."""
-    turned = Problem.of(problem.influence, problem.budget, problem.labels, constraints)
-    try:
-        size, same = turned.size(), problem.size()
-    except ValueError:
-        return False
-    reached = len(turned.samples(turned.random_start(size, 0)[0]))
-    return reached >= len(problem.samples(problem.random_start(same, 0)[0]))
-
-
-def _samples(problem: Problem, units: np.ndarray) -> Tensor:
-    return problem.members[torch.from_numpy(units)[problem.unit_of_members()]]

@@ -24,6 +24,8 @@ from prunesampler.select.verdict import (
 from prunesampler.solve.budget import Budget
 
 KIND = ("prunesampler.selection", 2)
+LITTLE = 0.1
+"""Share of the curvature below which hardly more than the damping holds some direction."""
 MOST_SAMPLES = 10**10
 """Size of the largest dataset: a file that claims more would only take all memory."""
 
@@ -131,6 +133,10 @@ class Selection:
             predicted += f" (a random set {' and '.join(random)})"
         if self.curvature_share is not None:
             predicted += f"; {self.curvature_share:.0%} of the curvature kept in every direction"
+            if self.curvature_share < LITTLE:
+                predicted += (
+                    ", so little that along some the predictions are worth little: prune less"
+                )
         return (
             f"proved: {proved}\npredicted: {predicted}\n"
             "not predicted: how a network does whose other layers are trained too"
@@ -181,13 +187,20 @@ class Selection:
                 shift=_number(header["shift"], float),
                 newton_shift=_number(header["newton_shift"], float),
                 bound=_optional(header["bound"]),
-                budget=Budget(**header["budget"]),
+                budget=_budget(header["budget"]),
                 metadata=checked_facts(header["metadata"]),
                 curvature_share=_optional(header["curvature_share"]),
                 loss_bound=_optional(header["loss_bound"]),
             )
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"not a complete selection: {error!r}") from error
+
+
+def _budget(fields: Any) -> Budget:
+    """The budget of a file. Files of earlier versions hold a ``min_curvature``, which is no more."""
+    if not isinstance(fields, dict):
+        raise TypeError(f"the budget must be values by name, got {fields!r}")
+    return Budget(**{name: value for name, value in fields.items() if name != "min_curvature"})
 
 
 def _optional(value: Any) -> float | None:

@@ -135,7 +135,7 @@ def _reason(facts: Mapping[str, Any], room: float | None) -> str:
     """Why a set may be no better than a random one."""
     reasons = []
     if facts.get("cost"):
-        reasons.append("the cost that was given decides beside the shift")
+        reasons.append("the objective is another than the shift")
     if facts.get("curvature") not in (None, EXACT):
         reasons.append(f"the curvature is approximate ({facts['curvature']})")
     if room is not None and room < FEW:

@@ -1,29 +1,31 @@
 """Simulated annealing over swaps, one at a time, compiled, on one core of the CPU.
 
-A random pruned and a random kept unit within reach are offered for a swap, Metropolis' rule accepts
-or refuses, and the temperature falls geometrically. The paper names simulated annealing; schedule
-and reach (see `prunesampler.solve.search`) are ours.
+A random pruned and a random kept sample within reach are offered for a swap, Metropolis' rule accepts
+or refuses, and the temperature falls geometrically. The paper names simulated annealing; the
+temperatures and the reach (see `prunesampler.solve.scaled`) are ours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prunesampler.base.checks import checked_seed
 from prunesampler.base.progress import Progress
 from prunesampler.influence.influence import Influence
-from prunesampler.solve.budget import Budget
-from prunesampler.solve.constraints import Constraints
-from prunesampler.solve.epsilon import Solution
+from prunesampler.solve.budget import Budget, Constraints
+from prunesampler.solve.epsilon import Trials
 from prunesampler.solve.kernels import metropolis_moves
-from prunesampler.solve.problem import Bools, Ints, Problem
-from prunesampler.solve.search import SMALL, Search, moves_for
-from prunesampler.solve.solvers import solve
+from prunesampler.solve.problem import Bools, Ints, Problem, Solution
+from prunesampler.solve.scaled import SMALL, Scaled
 
+MOVES_PER_SAMPLE, MIN_MOVES = 50, 1_000_000
 BLOCKS, REFRESH = 100, 25
-"""Moves come in so many blocks; the running sum is formed anew before every so many of them."""
+"""Moves come in ``BLOCKS`` blocks; before every ``REFRESH``-th the running sum is formed anew."""
 
 
 def anneal(
@@ -37,77 +39,115 @@ def anneal(
     progress: Progress | None = None,
     moves: int | None = None,
 ) -> Solution:
-    """Simulated annealing over swaps of one pruned and one kept sample, or group.
+    """Simulated annealing over swaps of one pruned and one kept sample.
 
-    Args:
-        influence: of n samples, on the CPU or not; the search runs on the CPU.
-        budget: how much to prune.
-        labels: classes, int64, shape (n,), for the budget's floors.
-        constraints: what else to respect.
-        cost: of pruning each sample, shape (n,); see `prunesampler.solve.solvers`.
-        seed: of the search's own random numbers.
-        progress: see `prunesampler.base.progress.Progress`.
-        moves: swaps to propose; default 50 per free sample, at least 1,000,000.
+    The arguments up to ``progress`` are those of every solver: see
+    `prunesampler.solve.solvers.Solver`. ``moves`` is the number of swaps that are proposed; default
+    50 per free sample, and at least 1,000,000.
 
     Raises:
         ValueError: when the budget cannot be met, or a constraint, cost or seed is not valid.
+
+    Example:
+        >>> import torch
+        >>> influence = Influence.from_vectors(torch.tensor([[1.0], [-1.0], [3.0], [-3.5], [0.5]]))
+        >>> anneal(influence, Budget(count=2), moves=10_000).pruned.tolist()
+        [0, 1]
     """
     seed = checked_seed(seed)
     problem = Problem.of(influence, budget, labels, constraints, cost)
-    moves = moves_for(moves, len(problem))
+    if moves is not None and moves < 1:
+        raise ValueError(f"moves must be at least 1, got {moves}")
+    moves = max(MOVES_PER_SAMPLE * len(problem), MIN_MOVES) if moves is None else moves
+    trials = Trials(problem, progress)
+    for trial, count in trials:
+        search = Scaled.of(trial, count)
+        best_met = _anneal_small if len(trial) <= SMALL else _anneal_large
+        trials.note(trial.samples(best_met(search, seed, moves, trials.progress)))
+    return trials.solution
 
-    def minimise(problem: Problem, size: int, progress: Progress | None) -> Tensor:
-        search = Search.of(problem, size, "cpu")
-        return problem.samples(_anneal(search, seed, moves, progress))
 
-    return solve(problem, minimise, progress)
+def _anneal_large(search: Scaled, seed: int, moves: int, progress: Progress | None) -> Bools:
+    """Which free samples to prune: the set at the end, in float32."""
+    state, nobody = _State(search, seed, torch.float32), np.zeros(0, dtype=np.int64)
+    for temperatures in _blocks(search, moves, state, progress):
+        state.move(temperatures, nobody, np.inf)
+    return state.pruned
 
 
-def _anneal(search: Search, seed: int, moves: int, progress: Progress | None) -> Bools:
-    """Which free units to prune."""
-    keep_best = len(search.problem) <= SMALL
-    # Where few samples can cancel almost exactly, float32 does not tell the best set.
-    precision = torch.float64 if keep_best else torch.float32
-    left = search.rows.left.to(precision).contiguous().numpy()
-    right = search.rows.right.to(precision).contiguous().numpy()
-    squares = search.rows.norms().square().numpy()
-    pruned, limits = search.start(seed)
-    pool = search.problem.pools()
-    random_state = np.array([seed], dtype=np.uint64)
-    best, lowest, nearest = pruned.copy(), np.inf, -1
-    costs = search.units.costs
-    edges = [block * (moves // BLOCKS) + min(block, moves % BLOCKS) for block in range(BLOCKS + 1)]
-    for block in range(BLOCKS):
-        temperatures = search.temperatures(moves, edges[block], edges[block + 1])
-        if block % REFRESH == 0:  # the running float32 sum drifts
-            state = search.state(pruned).to(precision).numpy()
-        if not len(temperatures) or pruned.all() or not pruned.any():
-            continue
-        inside, outside = search.within_reach(pruned, float(temperatures[0]))
-        outside, starts = _by_pool(outside, pool)
-        square = float(np.square(state, dtype=np.float64).sum())
-        before = float(costs[pruned].sum())
-        now = float(np.sqrt(square)) + before
-        near = int(min(limits.pruned[0], limits.least[0]))
-        if now < lowest or near > nearest:  # with groups a set can come nearer to the budget
-            lowest, best, nearest = now, pruned.copy(), near
-        champion = inside.copy() if keep_best else inside[:0].copy()
-        energy = metropolis_moves(
-            left, right, squares, search.units, limits, inside, outside, pool, starts, state,
-            square, temperatures, random_state, champion, lowest - before,
-        )  # fmt: skip
+def _anneal_small(search: Scaled, seed: int, moves: int, progress: Progress | None) -> Bools:
+    """Which free samples to prune: the best set met on the way.
+
+    In float64: where few samples can cancel almost exactly, float32 does not tell the best set.
+    """
+    state = _State(search, seed, torch.float64)
+    best, lowest = state.pruned.copy(), np.inf
+    for temperatures in _blocks(search, moves, state, progress):
+        before = float(search.costs[state.pruned].sum())
+        now = float(np.sqrt(state.square)) + before
+        if now < lowest:
+            lowest, best = now, state.pruned.copy()
+        champion = state.reachable(float(temperatures[0]))[0].copy()
+        energy = state.move(temperatures, champion, lowest - before)
         if energy < lowest - before:
             lowest = energy + before
             best[:] = False
             best[champion] = True
-        pruned[inside], pruned[outside] = True, False
+    return best
+
+
+class _State:
+    """The set at hand, the sum of its rows, and the random numbers of the search."""
+
+    def __init__(self, search: Scaled, seed: int, precision: torch.dtype) -> None:
+        self.search, self.precision = search, precision
+        self.pruned, self.spare = search.problem.random_start(search.count, seed)
+        self._left = search.rows.left.to(precision).contiguous().numpy()
+        self._right = search.rows.right.to(precision).contiguous().numpy()
+        self._squares = search.rows.norms().square().numpy()
+        self._classes, self._pools = search.problem.classes(), search.problem.pools()
+        self._random = np.array([seed], dtype=np.uint64)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Form the running sum anew: it drifts in float32."""
+        self._sum = self.search.state(self.pruned).to(self.precision).numpy()
+
+    @property
+    def square(self) -> float:
+        """Squared norm of the running sum."""
+        return float(np.square(self._sum, dtype=np.float64).sum())
+
+    def reachable(self, temperature: float) -> tuple[Ints, Ints, Ints]:
+        """Pruned and kept samples to swap, pool by pool, and where each pool of the latter begins."""
+        inside, outside = self.search.within_reach(self.pruned, temperature)
+        ordered = outside[np.argsort(self._pools[outside], kind="stable")]
+        pools = int(self._pools.max()) + 1
+        starts = np.searchsorted(self._pools[ordered], np.arange(pools + 1)).astype(np.int64)
+        return inside, ordered, starts
+
+    def move(self, temperatures: NDArray[np.float64], champion: Ints, lowest: float) -> float:
+        """Propose a swap per temperature; ``champion`` gets the best set met, see the kernel."""
+        inside, outside, starts = self.reachable(float(temperatures[0]))
+        energy = metropolis_moves(
+            self._left, self._right, self._squares, self.search.costs, self._classes, self.spare,
+            inside, outside, self._pools, starts, self._sum, self.square, temperatures,
+            self._random, champion, lowest,
+        )  # fmt: skip
+        self.pruned[inside], self.pruned[outside] = True, False
+        return float(energy)
+
+
+def _blocks(
+    search: Scaled, moves: int, state: _State, progress: Progress | None
+) -> Iterator[NDArray[np.float64]]:
+    """Temperatures of the moves, block by block, with the running sum kept exact."""
+    edges = [block * (moves // BLOCKS) + min(block, moves % BLOCKS) for block in range(BLOCKS + 1)]
+    for block in range(BLOCKS):
+        if block and block % REFRESH == 0:
+            state.refresh()
+        temperatures = search.temperatures(moves, edges[block], edges[block + 1])
+        if len(temperatures) and state.pruned.any() and not state.pruned.all():
+            yield temperatures
         if progress:
             progress(block + 1, BLOCKS)
-    return best if keep_best else pruned
-
-
-def _by_pool(units: Ints, pool: Ints) -> tuple[Ints, Ints]:
-    """Units pool by pool, and where each pool begins."""
-    ordered = units[np.argsort(pool[units], kind="stable")]
-    count = int(pool.max()) + 1 if len(pool) else 1
-    return ordered, np.searchsorted(pool[ordered], np.arange(count + 1)).astype(np.int64)

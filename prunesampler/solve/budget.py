@@ -1,15 +1,17 @@
-"""How much to prune."""
+"""What is asked for: how much to prune, and which samples must stay or go."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from prunesampler.base.checks import checked_indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +30,14 @@ class Budget:
             Where classes are unknown a floor of one does nothing and a higher one is an error.
         proportional: every class keeps its share of the kept samples, rounded to whole samples by
             largest remainders, and no less than ``min_per_class``.
-        min_curvature: with ``epsilon``, the kept samples' curvature stays at least this share of
-            the full one in every direction: a shift within epsilon is worth little along a
-            direction that only the damping still holds.
 
     Raises:
         ValueError: for a value out of range, or not exactly one of the three.
         TypeError: for a value that is no number.
+
+    Example:
+        >>> Budget(fraction=0.4).count_of(50_000)
+        20000
     """
 
     fraction: float | None = None
@@ -43,7 +46,6 @@ class Budget:
     max_fraction: float = 0.9
     min_per_class: int = 1
     proportional: bool = False
-    min_curvature: float = 0.1
 
     def __post_init__(self) -> None:
         given = [k for k in ("fraction", "count", "epsilon") if getattr(self, k) is not None]
@@ -51,7 +53,7 @@ class Budget:
             raise ValueError(
                 f"a budget takes exactly one of fraction, count and epsilon, got {given or 'none'}"
             )
-        for name in ("fraction", "epsilon", "max_fraction", "min_curvature"):
+        for name in ("fraction", "epsilon", "max_fraction"):
             self._convert(name, float)
         for name in ("count", "min_per_class"):
             self._convert(name, operator.index)
@@ -70,7 +72,6 @@ class Budget:
         self._check(
             "max_fraction", lambda x: 0 < x < 1, "lie between 0 and 1", "0.9 prunes 90 % at most"
         )
-        self._check("min_curvature", lambda x: 0 <= x < 1, "lie between 0 and 1", "it is a share")
         self._check(
             "min_per_class", lambda x: x >= 0, "be zero or more", "it is a number of samples"
         )
@@ -138,10 +139,10 @@ class Budget:
         floors = counts.clamp(max=self.min_per_class)
         if not self.proportional or size is None:
             return floors if self.min_per_class or self.proportional else None
-        return _shares(counts, floors, len(labels) - size)
+        return _quotas(counts, floors, len(labels) - size)
 
 
-def _shares(counts: Tensor, floors: Tensor, kept: int) -> Tensor:
+def _quotas(counts: Tensor, floors: Tensor, kept: int) -> Tensor:
     """Split ``kept`` over classes in proportion to their counts, none below its floor.
 
     The proportion is lowered where floors take more than their share; what rounding down leaves
@@ -164,3 +165,34 @@ def _shares(counts: Tensor, floors: Tensor, kept: int) -> Tensor:
 
 def _level(counts: Tensor, floors: Tensor, share: float) -> Tensor:
     return torch.maximum(share * counts.double(), floors.double())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Constraints:
+    """Samples that must stay, and samples that must go.
+
+    Args:
+        keep: indices of samples that are never pruned, in any order.
+        prune: indices of samples that are always pruned; they count towards the budget.
+
+    Example:
+        >>> keep, prune = Constraints(keep=[3, 1]).indices(num_samples=10)
+        >>> keep.tolist(), prune.tolist()
+        ([1, 3], [])
+    """
+
+    keep: Tensor | Sequence[int] | None = None
+    prune: Tensor | Sequence[int] | None = None
+
+    def indices(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        """The samples to keep and those to prune, each int64 and ascending.
+
+        Raises:
+            TypeError: for indices that are not whole numbers.
+            ValueError: for an index that is out of range or given twice.
+        """
+        keep, prune = (() if given is None else given for given in (self.keep, self.prune))
+        return (
+            checked_indices(keep, num_samples, "keep"),
+            checked_indices(prune, num_samples, "prune"),
+        )

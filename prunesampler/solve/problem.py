@@ -1,13 +1,13 @@
 """The selection problem, with everything that a set must respect, as the solvers see it.
 
-The energy of a set S of m samples is the norm of its shift, as a share of that of a random set,
-plus the mean cost of its samples. Without costs the first is all there is.
+The energy of a set S of m samples is the norm of its shift, as a share of that of a random set of
+the same size, plus the mean cost of its samples. Without costs the first part is all there is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,38 +16,48 @@ from torch import Tensor
 
 from prunesampler.base.checks import checked_cost, checked_labels
 from prunesampler.influence.influence import Influence
-from prunesampler.solve.budget import Budget
-from prunesampler.solve.constraints import Constraints
-from prunesampler.solve.kernels import Limits, Units, fill
+from prunesampler.solve.budget import Budget, Constraints
+from prunesampler.solve.kernels import fill
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
+class Solution(NamedTuple):
+    """Indices to prune, int64 and ascending, and the float64 norm of their first-order shift."""
+
+    pruned: Tensor
+    norm: float
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Which units may be pruned, and within which limits.
+    """Which samples may be pruned, and within which limits.
 
-    A unit is a sample, or a group of samples that go together. Units that must be kept or pruned
-    are settled here; what is left to a solver is free.
+    Samples that must be kept or pruned are settled here; what is left to a solver is free.
 
     Args:
-        influence: of n samples.
+        influence: influence of n samples.
         budget: how much to prune.
         labels: class of every sample, int64, shape (n,), or None.
-        cost: of pruning each sample, float64, shape (n,), or None.
-        members: samples of the free units, unit by unit.
-        start: where each free unit begins in ``members``, shape (U + 1,).
+        cost: cost of pruning each sample, float64, shape (n,), or None.
+        free: samples that may be kept or pruned, int64, shape (U,), ascending.
         forced: samples that must be pruned, int64, ascending.
         held: samples that must be kept, int64, ascending.
+
+    Example:
+        >>> import torch
+        >>> influence = Influence.from_vectors(torch.randn(10, 3))
+        >>> problem = Problem.of(influence, Budget(fraction=0.4), None, Constraints(keep=[0, 1]))
+        >>> len(problem), problem.count()
+        (8, 4)
     """
 
     influence: Influence
     budget: Budget
     labels: Tensor | None
     cost: Tensor | None
-    members: Tensor
-    start: Tensor
+    free: Tensor
     forced: Tensor
     held: Tensor
 
@@ -60,209 +70,155 @@ class Problem:
         constraints: Constraints | None = None,
         cost: Tensor | None = None,
     ) -> Problem:
-        """Settle what is fixed.
+        """Settle which samples must stay or go.
 
         Raises:
             ValueError: when constraints contradict each other, a label is below zero, or a cost is
                 not finite.
         """
         n = len(influence)
-        labels = None if labels is None else checked_labels(labels, n)
-        given = (constraints or Constraints()).checked(n)
-        unit = given.unit_of(n)
-        settled = torch.zeros(int(unit.max()) + 1, dtype=torch.int64)
-        assert isinstance(given.keep, Tensor)
-        assert isinstance(given.prune, Tensor)
-        settled[unit[given.prune]] = 1
-        both = given.keep[settled[unit[given.keep]] == 1]
+        keep, prune = (constraints or Constraints()).indices(n)
+        both = keep[torch.isin(keep, prune)]
         if len(both):
             raise ValueError(
-                f"sample {int(both[0])} must be kept, and so must not its group or itself: keep= "
-                "and prune= contradict each other; take it out of one of them"
+                f"sample {int(both[0])} must be kept and must be pruned: keep= and prune= contradict "
+                "each other; take it out of one of them"
             )
-        settled[unit[given.keep]] = 2
-        free = settled[unit] == 0
-        members = free.nonzero().flatten()
-        members = members[unit[members].argsort(stable=True)]
-        sizes = torch.bincount(unit[free], minlength=len(settled))
-        sizes = sizes[settled == 0]
-        start = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
-        state = settled[unit]
+        settled = torch.zeros(n, dtype=torch.bool)
+        settled[keep] = settled[prune] = True
         return cls(
-            influence, budget, labels, None if cost is None else checked_cost(cost, n), members,
-            start, (state == 1).nonzero().flatten(), (state == 2).nonzero().flatten(),
-        )  # fmt: skip
+            influence=influence,
+            budget=budget,
+            labels=None if labels is None else checked_labels(labels, n),
+            cost=None if cost is None else checked_cost(cost, n),
+            free=(~settled).nonzero().flatten(),
+            forced=prune,
+            held=keep,
+        )
 
     def __len__(self) -> int:
-        """Number of free units U."""
-        return len(self.start) - 1
+        """Number of free samples U."""
+        return len(self.free)
 
-    @property
-    def grouped(self) -> bool:
-        """Whether any unit has several samples."""
-        return len(self.members) > len(self)
-
-    def sizes(self) -> Tensor:
-        """Samples of each free unit, int64, shape (U,)."""
-        return self.start.diff()
-
-    def gradient_sums(self) -> Iterator[Tensor]:
-        """Sum of the centred gradients of each free unit's samples, shape (K, D), one by one."""
-        for first, last in zip(self.start[:-1].tolist(), self.start[1:].tolist(), strict=True):
-            yield self.influence.gradient_sum(self.members[first:last])
-
-    def unit_of_members(self) -> Tensor:
-        """Free unit of each entry of ``members``."""
-        return torch.repeat_interleave(torch.arange(len(self)), self.sizes())
-
-    def add_up(self, values: Tensor) -> Tensor:
-        """Sum over each free unit's samples of values of shape (n,)."""
-        zero = torch.zeros(len(self), dtype=values.dtype)
-        return zero.index_add(0, self.unit_of_members(), values[self.members])
+    def solution(self, pruned: Tensor) -> Solution:
+        """A set with the norm of its shift, which is zero where nothing is pruned."""
+        return Solution(pruned, self.influence.shift_norm(pruned) if len(pruned) else 0.0)
 
     def samples(self, pruned: Bools) -> Tensor:
-        """All samples to prune when these free units are, int64, ascending."""
-        chosen = self.members[torch.from_numpy(pruned)[self.unit_of_members()]]
-        return torch.cat([self.forced, chosen]).sort().values
+        """All samples to prune when these free ones are, int64, ascending."""
+        return torch.cat([self.forced, self.free[torch.from_numpy(pruned)]]).sort().values
+
+    def classes(self) -> Ints:
+        """Class of each free sample, shape (U,); zero where classes are unknown."""
+        if self.labels is None:
+            return np.zeros(len(self), dtype=np.int64)
+        return self.labels[self.free].numpy()
 
     def pools(self) -> Ints:
-        """Class of each free unit's first sample where every class has its quota, else zero.
+        """Class of each free sample where every class has its quota, else zero, shape (U,).
 
         With quotas swaps between classes are never allowed, so they need not be proposed.
         """
-        if self.labels is None or not self.budget.proportional:
-            return np.zeros(len(self), dtype=np.int64)
-        return self.labels[self.members[self.start[:-1]]].numpy()
+        return self.classes() if self.budget.proportional else np.zeros(len(self), dtype=np.int64)
 
-    def units(self, size: int) -> Units:
-        """Sizes, costs and classes of the free units, for sets of about ``size`` samples."""
-        sizes = self.sizes().numpy()
-        costs = np.zeros(len(self))
-        if self.cost is not None:
-            costs = self.add_up(self.cost).numpy() / size
-        if self.labels is None:
-            none = np.zeros(0, dtype=np.int64)
-            return Units(sizes, costs, np.zeros(len(self) + 1, dtype=np.int64), none, none)
-        classes = int(self.labels.max()) + 1
-        key = self.unit_of_members() * classes + self.labels[self.members]
-        key, counts = torch.unique(key, return_counts=True)
-        per_unit = torch.bincount(key // classes, minlength=len(self))
-        start = torch.cat([torch.zeros(1, dtype=torch.int64), per_unit.cumsum(0)])
-        return Units(sizes, costs, start.numpy(), (key % classes).numpy(), counts.numpy())
+    def costs(self, count: int) -> NDArray[np.float64]:
+        """Share of each free sample in the mean cost of ``count`` pruned ones, shape (U,)."""
+        if self.cost is None:
+            return np.zeros(len(self))
+        return self.cost[self.free].numpy() / count
 
-    def limits(self, size: int) -> Limits:
-        """The limits of pruning ``size`` samples, with no free unit pruned yet."""
-        floors = self.budget.floors(self.labels, size)
-        none = torch.zeros(0, dtype=torch.int64)
-        kept = none
-        if self.labels is not None:
-            stay = torch.cat([self.members, self.held])
-            kept = torch.bincount(self.labels[stay], minlength=int(self.labels.max()) + 1)
-        most = size - len(self.forced)
-        slack = int(self.sizes().median()) - 1 if len(self) else 0
-        count = [np.array([x], dtype=np.int64) for x in (0, most - slack, most)]
-        return Limits(kept.numpy(), (none if floors is None else floors).numpy(), *count)
+    def spare(self, count: int | None = None) -> Ints:
+        """How many free samples of each class the floors let go, shape (classes,), maybe negative.
 
-    def fill(self, order: Ints, size: int) -> tuple[Bools, Limits]:
-        """Prune free units in this order until there are about ``size`` pruned samples."""
-        limits = self.limits(size)
-        return fill(order, self.units(size), limits), limits
-
-    def random_start(self, size: int, seed: int) -> tuple[Bools, Limits]:
-        """A random set within the limits.
-
-        Some lone samples come last, to fill what groups leave open.
-        """
-        order = np.random.default_rng(seed).permutation(len(self))
-        sizes = self.sizes().numpy()[order]
-        alone = np.flatnonzero(sizes == 1)
-        last = np.zeros(len(order), dtype=bool)
-        last[alone[: max(0, int(sizes.max(initial=1)) - 1)]] = True
-        return self.fill(np.concatenate([order[~last], order[last]]), size)
-
-    def range(self, size: int | None = None) -> tuple[int, int]:
-        """Fewest and most samples that can be pruned.
-
-        With groups of several sizes the most is what a greedy choice finds.
+        Empty where there is no floor.
 
         Args:
-            size: that is asked for; quotas depend on it.
+            count: samples that are pruned in all; quotas depend on it.
+        """
+        floors = self.budget.floors(self.labels, count)
+        if floors is None or self.labels is None:
+            return np.zeros(0, dtype=np.int64)
+        stay = torch.cat([self.free, self.held])
+        spare: Ints = (torch.bincount(self.labels[stay], minlength=len(floors)) - floors).numpy()
+        return spare
+
+    def fill(self, order: Ints, count: int) -> tuple[Bools, Ints]:
+        """Prune free samples in this order, wherever a floor allows it, up to ``count`` in all.
+
+        Returns:
+            Which free samples are pruned, shape (U,), and how many more of each class may go.
+        """
+        spare = self.spare(count)
+        return fill(order, self.classes(), spare, count - len(self.forced)), spare
+
+    def random_start(self, count: int, seed: int) -> tuple[Bools, Ints]:
+        """A random set within the limits; see :meth:`fill`."""
+        return self.fill(np.random.default_rng(seed).permutation(len(self)), count)
+
+    def most(self, count: int | None = None) -> int:
+        """The most samples that may be pruned; ``count`` is what is asked for, as quotas need it.
 
         Raises:
             ValueError: when the samples that must be pruned break a floor.
         """
-        n = len(self.influence)
-        limits = self.limits(n)
-        floors = self.budget.floors(self.labels, size)
-        if floors is not None:
-            limits = limits._replace(floors=floors.numpy())
-            broken = np.flatnonzero(limits.kept < limits.floors)
-            if len(broken):
-                c = int(broken[0])
-                raise ValueError(
-                    f"prune= leaves {limits.kept[c]} samples of class {c}, but {self._floors()} "
-                    f"keeps {limits.floors[c]}; take some out of prune=, or change the budget"
-                )
-        order = np.argsort(self.sizes().numpy(), kind="stable")
-        fill(order, self.units(n), limits)
-        return len(self.forced), len(self.forced) + int(limits.pruned[0])
+        spare = self.spare(count)
+        if not len(spare):
+            return len(self.forced) + len(self)
+        if (spare < 0).any():
+            raise ValueError(self._broken_floor(int(np.flatnonzero(spare < 0)[0]), spare))
+        free = np.bincount(self.classes(), minlength=len(spare))
+        return len(self.forced) + int(np.minimum(free, spare).sum())
 
-    def size(self) -> int:
+    def count(self) -> int:
         """How many samples to prune; with epsilon, the most that may be.
 
         Raises:
             ValueError: when the budget contradicts floors or constraints.
         """
-        n, budget = len(self.influence), self.budget
-        size = budget.count_of(n)
-        least, most = self.range(None if budget.epsilon is not None else size)
+        n, budget, least = len(self.influence), self.budget, len(self.forced)
+        asked = budget.count_of(n)
         if budget.epsilon is not None:
-            if least > size:
+            most = self.most()
+            if least > asked:
                 raise ValueError(
-                    f"prune= names {least} samples, more than the {size} of {n} that max_fraction="
+                    f"prune= names {least} samples, more than the {asked} of {n} that max_fraction="
                     f"{budget.max_fraction} allows; prune fewer or raise it"
                 )
-            return min(size, most)
-        smallest = int(self.sizes().min()) if len(self) else n
-        if least < size < least + smallest:
-            if least:
-                return least
-            nearest = smallest
-            raise ValueError(
-                f"the budget prunes {size} of {n} samples, but the smallest group that is left has "
-                f"{smallest}; " + _nearest(nearest, n)
-            )
-        if self.grouped and most < size < most + int(self.sizes().max()):
-            return size  # groups seldom add up exactly
-        if not least <= size <= min(most, n - 1):
-            nearest = least if size < least else min(most, n - 1)
-            raise ValueError(
-                f"the budget prunes {size} of {n} samples, but {self._reasons(size, most)}; "
-                + _nearest(nearest, n)
-            )
-        return size
+            return min(asked, most)
+        most = min(self.most(asked), n - 1)
+        if not least <= asked <= most:
+            raise ValueError(self._out_of_range(asked, most))
+        return asked
 
-    def _reasons(self, size: int, most: int) -> str:
-        """What stands against pruning so many samples."""
-        if size < len(self.forced):
-            return f"prune= and its groups name {len(self.forced)} that must go"
+    def _out_of_range(self, asked: int, most: int) -> str:
+        """What stands against pruning as many as asked for, and the nearest that can be met."""
+        n, least = len(self.influence), len(self.forced)
         reasons = []
-        if len(self.held):
-            reasons.append(f"keep= and its groups name {len(self.held)} that must stay")
-        floors = self.budget.floors(self.labels, size)
+        if asked < least:
+            reasons.append(f"prune= names {least} that must go")
+        elif len(self.held):
+            reasons.append(f"keep= names {len(self.held)} that must stay")
+        floors = None if asked < least else self.budget.floors(self.labels, asked)
         if floors is not None:
-            reasons.append(
-                f"{self._floors()} keeps {int(floors.sum())} in {int((floors > 0).sum())} classes"
-            )
-        return f"{' and '.join(reasons)}, which lets at most {most} go"
+            classes = int((floors > 0).sum())
+            reasons.append(f"{self._floors()} keeps {int(floors.sum())} in {classes} classes")
+        limit = "" if asked < least else f", which lets at most {most} go"
+        nearest = least if asked < least else most
+        way_out = "no budget can be met: lower the floors, or keep fewer"
+        if nearest:
+            share = f"fraction={nearest / n:.6g}"
+            way_out = f"the nearest budget that can be met is count={nearest} ({share})"
+        return f"the budget prunes {asked} of {n} samples, but {' and '.join(reasons)}{limit}; {way_out}"
+
+    def _broken_floor(self, c: int, spare: Ints) -> str:
+        assert self.labels is not None
+        stay = torch.cat([self.free, self.held])
+        left = int((self.labels[stay] == c).sum())
+        return (
+            f"prune= leaves {left} samples of class {c}, but {self._floors()} keeps "
+            f"{left - int(spare[c])}; take some out of prune=, or change the budget"
+        )
 
     def _floors(self) -> str:
-        share = "proportional=True with " if self.budget.proportional else ""
-        return f"{share}min_per_class={self.budget.min_per_class}"
-
-
-def _nearest(count: int, num_samples: int) -> str:
-    if not 1 <= count < num_samples:
-        return "no budget can be met: lower the floors, keep fewer, or make smaller groups"
-    share = count / num_samples
-    return f"the nearest budget that can be met is count={count} (fraction={share:.6g})"
+        quota = "proportional=True with " if self.budget.proportional else ""
+        return f"{quota}min_per_class={self.budget.min_per_class}"

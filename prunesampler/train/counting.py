@@ -1,12 +1,15 @@
-"""Whether a loop counts its epochs and shares out its samples as the callback takes it to."""
+"""Checks that a loop, its data and its states are as the callback expects."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import weakref
+from typing import Literal
 
 from prunesampler.base.checks import warn, whole_number
 from prunesampler.base.processes import current_group
+from prunesampler.pruner import InfluencePruner
 from prunesampler.sampling.sampler import InfluencePrunedSampler
 
 logger = logging.getLogger("prunesampler")
@@ -21,13 +24,16 @@ def check_epoch(epoch: int, ended: int, *, loaded: bool, restored: bool) -> None
     """Check that an epoch which ended is the one after the last that did.
 
     Args:
-        epoch: that ended, as the loop counts.
-        ended: the last one whose end was seen, -1 before any.
-        loaded: whether that is known from a state, and no epoch has ended since.
+        epoch: epoch that ended, as the loop counts.
+        ended: last epoch whose end was seen, -1 before any.
+        loaded: whether ``ended`` is known from a state, and no epoch has ended since.
         restored: whether at least the sampler knows from a state where the run is.
 
     Raises:
         ValueError: when the loop counts from 1, calls more than once an epoch, or resumes elsewhere.
+
+    Example:
+        >>> check_epoch(0, -1, loaded=False, restored=False)
     """
     epoch, coming = whole_number("epoch", epoch), ended + 1
     if loaded and epoch != coming:
@@ -63,8 +69,76 @@ def check_epoch(epoch: int, ended: int, *, loaded: bool, restored: bool) -> None
         )
 
 
+def check_fit(sampler: InfluencePrunedSampler, pruner: InfluencePruner) -> None:
+    """Check that a sampler and a pruner can serve one run.
+
+    Raises:
+        ValueError: for a pruner over another number of samples, or a budget that leaves too few.
+
+    Example:
+        >>> from prunesampler import Budget
+        >>> check_fit(
+        ...     InfluencePrunedSampler(range(6)), InfluencePruner(range(6), budget=Budget(count=2))
+        ... )
+    """
+    n = sampler.num_samples
+    if pruner.num_samples != n:
+        raise ValueError(
+            f"score_dataset has {pruner.num_samples} samples, the sampler's dataset {n}; score the "
+            "training set itself, without augmentation"
+        )
+    sampler.check_size(n - pruner.budget.count_of(n))
+    if len(sampler.kept) < n and not sampler.clock.restored:
+        warn(
+            f"the sampler is restricted to {len(sampler.kept)} of {n} samples already, on which the "
+            "warm-up would run too; for another run with it, call sampler.restart() first"
+        )
+
+
+def checked_on_error(on_error: Literal["raise", "continue"]) -> Literal["raise", "continue"]:
+    """The argument ``on_error`` as it was given, if it is one of its two words.
+
+    Raises:
+        ValueError: for another word.
+
+    Example:
+        >>> checked_on_error("continue")
+        'continue'
+    """
+    if on_error not in ("raise", "continue"):
+        raise ValueError(f"on_error must be 'raise' or 'continue', got {on_error!r}")
+    return on_error
+
+
+def check_same_data(pruner: InfluencePruner, outline: str | None) -> None:
+    """Check that a state was saved with the dataset at hand, as far as the state tells.
+
+    Args:
+        pruner: pruner over the dataset at hand.
+        outline: `InfluencePruner.outline` in the state, or None where it holds none.
+
+    Raises:
+        ValueError: when it was another dataset.
+
+    Example:
+        >>> from prunesampler import Budget
+        >>> pruner = InfluencePruner(range(6), budget=Budget(count=2))
+        >>> check_same_data(pruner, None)
+    """
+    if outline is not None and outline != pruner.look():
+        raise ValueError(
+            "the state is of another dataset of the same size: a few labels and shapes of "
+            "score_dataset are not those it was saved with; resume with the dataset of the "
+            "checkpoint, in the same order"
+        )
+
+
 def check_sharing(sampler: InfluencePrunedSampler) -> None:
-    """Warn when several processes do not share out the samples, or accelerate does unknown to us."""
+    """Warn when several processes do not share out the samples, or accelerate does unknown to us.
+
+    Example:
+        >>> check_sharing(InfluencePrunedSampler(range(6)))  # one process, no Accelerator
+    """
     state, world = sys.modules.get("accelerate.state"), current_group().world
     if state is not None and state.is_initialized():
         warn(
@@ -86,9 +160,12 @@ def say_where(sampler: InfluencePrunedSampler, ended: int, *, stateful: bool) ->
     be as long as this one skips too few or too many.
 
     Args:
-        sampler: as it was restored.
-        ended: epochs that were over.
+        sampler: sampler after its state was restored.
+        ended: number of epochs that were over.
         stateful: whether the loader itself knows its place.
+
+    Example:
+        >>> say_where(InfluencePrunedSampler(range(6)), 2, stateful=False)  # not pruned: no need
     """
     if stateful or sampler.epoch_length == "constant" or len(sampler.kept) == sampler.num_samples:
         return
@@ -102,16 +179,37 @@ def say_where(sampler: InfluencePrunedSampler, ended: int, *, stateful: bool) ->
     )
 
 
-def say_if_unused(loaded: list[int]) -> None:
-    """Say that a state was loaded for nothing, when its callback goes.
+class ResumePoint:
+    """Where a state that was loaded says the run is, until everything due after its next epoch is done.
+
+    When its owner goes before that, it says that the state was loaded for nothing.
 
     Args:
-        loaded: how many epochs had ended in a state after which no epoch was trained, and whether a
-            framework loaded it, which knows its place; or nothing.
+        owner: object that loads the state.
+
+    Attributes:
+        ended: number of epochs that had ended in the state, or None where no state is pending.
+        silent: whether to say nothing, since an epoch was trained, or a framework loaded the state,
+            which knows its place itself.
+
+    Example:
+        >>> class Owner: ...
+        >>> owner = Owner()
+        >>> point = ResumePoint(owner)
+        >>> point.ended, point.silent = 3, True
+        >>> del owner  # nothing is said
     """
-    if loaded and not loaded[1]:
-        logger.warning(
-            "prunesampler: a state after %d epochs was loaded, but no epoch was trained after that. %s.",
-            loaded[0],
-            BY_LENGTH,
-        )
+
+    def __init__(self, owner: object) -> None:
+        self.ended: int | None = None
+        self.silent = False
+        weakref.finalize(owner, self._say_if_unused)
+
+    def _say_if_unused(self) -> None:
+        if self.ended is not None and not self.silent:
+            logger.warning(
+                "prunesampler: a state after %d epochs was loaded, but no epoch was trained after "
+                "that. %s.",
+                self.ended,
+                BY_LENGTH,
+            )

@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from prunesampler.base.checks import warn
 
 
+class Due(Enum):
+    """What is to be done before an epoch.
+
+    Example:
+        >>> EpochsPlan(warmup_epochs=2).due(2, missed=False, first=False).name
+        'SELECTION'
+    """
+
+    NOTHING = "nothing"
+    TRIAL = "measure a batch, to find now what would fail after the warm-up"
+    SELECTION = "measure all samples and select"
+    REDRAW = "draw another set from the scores at hand"
+    ALL_SAMPLES = "keep all samples again"
+
+
 @dataclass(frozen=True)
 class EpochsPlan:
-    """What happens before each epoch. Epochs count from 0; ``epoch`` is always the coming one.
+    """Which epochs run on what. Epochs count from 0; ``epoch`` is always the coming one.
 
     Args:
-        warmup_epochs: on all samples before the first selection, at least 1.
-        refresh_every: measure and select again every so many epochs after the first time, or None.
-        redraw_every: draw another set every so many epochs after the first time, or None.
-        final_full_epochs: on all samples at the end, once ``epochs`` is known.
-        epochs: of the run, or None where unknown. Nothing is chosen at its end.
+        warmup_epochs: number of epochs on all samples before the first selection, at least 1.
+        refresh_every: number of epochs between two selections, each measured anew, or None.
+        redraw_every: number of epochs between two sets drawn from the same scores, or None.
+        final_full_epochs: number of epochs on all samples at the end, once ``epochs`` is known.
+        epochs: number of epochs of the run, or None where unknown. Nothing is chosen at its end.
 
     Raises:
         ValueError: for numbers out of range.
+
+    Example:
+        >>> plan = EpochsPlan(warmup_epochs=2, final_full_epochs=1, epochs=5)
+        >>> [plan.prunes(epoch) for epoch in range(5)]
+        [False, False, True, True, False]
     """
 
     warmup_epochs: int
@@ -48,7 +69,7 @@ class EpochsPlan:
             )
 
     def lasting(self, epochs: int) -> EpochsPlan:
-        """The same for a run of so many epochs.
+        """The same plan for a run of this many epochs.
 
         Raises:
             ValueError: when it was made for another number.
@@ -64,6 +85,25 @@ class EpochsPlan:
             self.final_full_epochs,
             epochs,
         )
+
+    def due(self, epoch: int, *, missed: bool, first: bool) -> Due:
+        """What is to be done before this epoch.
+
+        Args:
+            epoch: the coming epoch.
+            missed: whether a selection should have been made before and was not.
+            first: whether nothing was done in this run so far.
+        """
+        if self.ends_pruning(epoch):
+            return Due.ALL_SAMPLES
+        if self.over(epoch):
+            return Due.NOTHING
+        since = epoch - self.warmup_epochs
+        if since >= 0 and (missed or since == 0 or _is_multiple(since, self.refresh_every)):
+            return Due.SELECTION
+        if since >= 0 and _is_multiple(since, self.redraw_every):
+            return Due.REDRAW
+        return Due.TRIAL if first and self.prunes_from(epoch) else Due.NOTHING
 
     def ends_pruning(self, epoch: int) -> bool:
         """Whether it is one of the last epochs, on all samples."""
@@ -84,16 +124,6 @@ class EpochsPlan:
         """Whether the run is known to have ended."""
         return self.epochs is not None and epoch >= self.epochs
 
-    def selects(self, epoch: int) -> bool:
-        """Whether to measure and select."""
-        since = epoch - self.warmup_epochs
-        return since == 0 or (since > 0 and _due(since, self.refresh_every))
 
-    def redraws(self, epoch: int) -> bool:
-        """Whether to draw another set, if none is selected."""
-        since = epoch - self.warmup_epochs
-        return since >= 0 and _due(since, self.redraw_every)
-
-
-def _due(since: int, every: int | None) -> bool:
+def _is_multiple(since: int, every: int | None) -> bool:
     return every is not None and since % every == 0

@@ -1,4 +1,4 @@
-"""Selections one after another, from the same scores, to which every sample returns in time."""
+"""Selections one after another from the same scores, such that every sample returns in time."""
 
 from __future__ import annotations
 
@@ -20,17 +20,28 @@ from prunesampler.select.selection import Selection
 
 
 class Redraws:
-    """Draws from the scores at hand, and remembers who was left out for how long.
+    """Draws selections from the scores at hand, and remembers how long each sample was left out.
 
     Args:
-        pruner: measures and draws.
-        folder: where rank 0 writes what was measured, once, so that states only name the file; None
-            to have it in every state.
+        pruner: pruner that measures and draws.
+        folder: folder into which rank 0 writes the measurements, once, so that states only name the
+            file; None to have them in every state.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> from prunesampler import Budget
+        >>> data = TensorDataset(torch.randn(60, 4), torch.arange(60) % 3)
+        >>> pruner = InfluencePruner(data, budget=Budget(count=30), progress=False)
+        >>> redraws, model = Redraws(pruner), torch.nn.Linear(4, 3)
+        >>> first = redraws.draw(model, torch.arange(60), measure=True)
+        >>> second = redraws.draw(model, first.kept, measure=False)
+        >>> len(set(first.kept.tolist()) | set(second.kept.tolist()))
+        60
     """
 
     def __init__(self, pruner: InfluencePruner, folder: Path | None = None) -> None:
         self._pruner, self._folder = pruner, folder
-        self._file: str | None = None  # that holds the scores, named by its content
+        self._file: str | None = None  # file with the measurements, named by its content
         self._scores: Scores | None = None  # on rank 0 only
         self._ages = torch.zeros(pruner.num_samples, dtype=torch.int64)
 
@@ -38,9 +49,9 @@ class Redraws:
         """The next selection; call it on all processes.
 
         Args:
-            model: as it is trained.
-            kept: indices of the samples kept so far.
-            measure: measure anew; also done when nothing is measured yet.
+            model: model as it is trained.
+            kept: indices of the samples kept so far, int64.
+            measure: whether to measure anew; also done when nothing is measured yet.
         """
         group = current_group()
         measured = group.broadcast_bytes(bytes([self._scores is not None])) == b"\x01"

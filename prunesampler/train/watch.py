@@ -1,14 +1,15 @@
-"""What silently spoils a pruned run: noticed at the end of its first pruned epoch, and said once."""
+"""Warnings about mistakes that spoil a pruned run without an error, each issued once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, SequentialLR
 
 from prunesampler.base.checks import warn
+from prunesampler.base.processes import current_group
 from prunesampler.sampling.loaders import (
     batch_size_of,
     check_batches,
@@ -18,23 +19,37 @@ from prunesampler.sampling.loaders import (
 from prunesampler.sampling.sampler import RUNS_AHEAD, InfluencePrunedSampler
 from prunesampler.train.epochs import EpochsPlan
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 
 class Watch:
     """Looks at a run from outside, at the ends of its epochs, and changes nothing.
 
     Args:
-        sampler: of the run.
+        sampler: sampler of the run.
+        accelerator: Accelerator of the run, whose loaders and schedulers are watched too, or None.
+
+    Example:
+        >>> sampler = InfluencePrunedSampler(range(6))
+        >>> watch = Watch(sampler)
+        >>> sampler.restrict([0, 2, 5])
+        >>> drawn = list(sampler)
+        >>> watch.epoch_ended(0, EpochsPlan(warmup_epochs=1))  # nothing to warn of
     """
 
-    def __init__(self, sampler: InfluencePrunedSampler) -> None:
-        self._sampler = sampler
+    def __init__(
+        self, sampler: InfluencePrunedSampler, accelerator: Accelerator | None = None
+    ) -> None:
+        self._sampler, self._accelerator = sampler, accelerator
+        self._seen = sampler.clock.begun  # passes that were looked at; other callbacks count theirs
         self._loaders: list[Any] = []
-        self._schedulers: list[tuple[Any, list[int]]] = []  # with their steps at epochs' ends
+        self._schedulers: list[tuple[Any, list[int]]] = []  # and their steps at the ends of epochs
         self._said: set[str] = set()
         self._first = True  # the first epoch of a resumed run may have had no batch left
 
     def add(self, loaders: Iterable[Any], schedulers: Iterable[Any]) -> None:
-        """Look at these as well, from now on; what is known already, or None, is skipped."""
+        """Watch these as well from now on, but for None and what is known already."""
         for new in loaders:
             if new is not None and all(new is not old for old in self._loaders):
                 self._loaders.append(new)
@@ -53,31 +68,40 @@ class Watch:
                 self._schedulers.append((new, []))
 
     def check_batches(self, model: nn.Module, kept: int) -> None:
-        """Warn of what the batches of loaders with our sampler would be with so many samples kept."""
+        """Warn of loaders with our sampler whose batches this many kept samples would spoil."""
         for loader in self._loaders:
             if sampler_of(loader) is self._sampler:
                 check_batches(model, loader, kept)
                 self._said.add("batch")
 
-    def epoch_ended(self, epoch: int, schedule: EpochsPlan) -> None:
-        """Warn of what is wrong with the epoch that ended, if it was a pruned one."""
+    def epoch_ended(self, epoch: int, plan: EpochsPlan) -> None:
+        """Warn of what is wrong with the epoch that ended, if it was a pruned one.
+
+        Only rank 0 looks, since every way of sharing out samples iterates the sampler there.
+        """
+        if current_group().rank:
+            return
+        if self._accelerator is not None:  # what it prepared is not public; without it: no warning
+            self.add(
+                getattr(self._accelerator, "_dataloaders", ()),
+                getattr(self._accelerator, "_schedulers", ()),
+            )
         for scheduler, seen in self._schedulers:
             seen.append(ticks(scheduler) or 0)
+        clock = self._sampler.clock
         if len(self._sampler.kept) < self._sampler.num_samples:
-            self._check_passes(epoch)
+            self._check_passes(epoch, clock.passes_since(self._seen))
             for loader in self._loaders:
                 self._check_loader(loader)
             for scheduler, seen in self._schedulers:
-                self._check_schedule(scheduler, seen, epoch, schedule)
-        began = list(self._sampler.passes)
-        self._sampler.passes.clear()
-        if self._sampler.running:  # the loader runs ahead: that pass is the next epoch's
-            self._sampler.passes.extend(began[-1:])
+                self._check_schedule(scheduler, seen, epoch, plan)
+        # A pass that still runs is the next epoch's, of a loader that runs ahead.
+        self._seen = clock.begun - clock.running
         self._first = False
 
-    def _check_passes(self, epoch: int) -> None:
-        drawn = list(self._sampler.passes)
-        if not drawn and self._sampler.running and not self._first:
+    def _check_passes(self, epoch: int, drawn: list[int]) -> None:
+        clock = self._sampler.clock
+        if not drawn and clock.running and not self._first:
             self._say("ahead", f"no pass over the sampler began in epoch {epoch}. {RUNS_AHEAD}")
         elif not drawn and not self._first:
             self._say(
@@ -86,8 +110,8 @@ class Watch:
                 "the kept ones: the loader has another sampler, or a framework put its own in place; "
                 "build the loader with sampler= and let nothing replace it",
             )
-        elif drawn and epoch not in drawn and (drawn[-1] < epoch or self._sampler.told):
-            # Orders ahead of the epoch come of passes that train nothing, and are as good.
+        elif drawn and epoch not in drawn and (drawn[-1] < epoch or clock.told):
+            # Orders ahead of the epoch come from passes that train nothing, and are as good.
             passes = f" (the last of {len(drawn)} passes)" if len(drawn) > 1 else ""
             self._say(
                 "order",
@@ -101,15 +125,15 @@ class Watch:
             self._say("batch", smaller_than_batch(kept, batch))
 
     def _check_schedule(
-        self, scheduler: Any, seen: list[int], epoch: int, schedule: EpochsPlan
+        self, scheduler: Any, seen: list[int], epoch: int, plan: EpochsPlan
     ) -> None:
         length, taken = schedule_length(scheduler), seen[-1] - seen[-2] if len(seen) > 1 else 0
-        if length is None or schedule.epochs is None or taken <= 0:
+        if length is None or plan.epochs is None or taken <= 0:
             return
         growth = self._sampler.length(self._sampler.num_samples) / len(self._sampler)
         full = taken if taken == 1 else round(taken * growth)  # 1: stepped once per epoch
-        coming = range(epoch + 1, schedule.epochs)
-        total = seen[-1] + sum(taken if schedule.prunes(e) else full for e in coming)
+        coming = range(epoch + 1, plan.epochs)
+        total = seen[-1] + sum(taken if plan.prunes(e) else full for e in coming)
         if length > 1.01 * total + 1:
             name = type(getattr(scheduler, "scheduler", scheduler)).__name__
             self._say(
@@ -125,13 +149,27 @@ class Watch:
 
 
 def ticks(scheduler: Any) -> int | None:
-    """How often a scheduler, prepared by accelerate or not, was stepped, if it tells."""
+    """Number of steps that a scheduler, prepared by accelerate or not, has made, or None.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        >>> ticks(torch.optim.lr_scheduler.StepLR(optimizer, 10))
+        0
+    """
     told = getattr(getattr(scheduler, "scheduler", scheduler), "last_epoch", None)
     return told if isinstance(told, int) else None
 
 
 def schedule_length(scheduler: Any) -> int | None:
-    """Steps until a schedule of the learning rate ends, or None where it has no end or hides it."""
+    """Number of steps until a learning-rate schedule ends, or None where no end is known.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        >>> schedule_length(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50))
+        50
+    """
     scheduler = getattr(scheduler, "scheduler", scheduler)
     if isinstance(scheduler, SequentialLR):
         parts: list[LRScheduler] = scheduler._schedulers

@@ -1,0 +1,166 @@
+"""Second derivatives of per-sample losses by the outputs of a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class OutputHessian(Protocol):
+    """Second derivative of each sample's loss by the layer's C outputs."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors held, with first dimension n, by the names the constructor takes them by."""
+
+    def dense(self, basis: Tensor) -> Tensor:
+        """``basis^T H_i basis`` for every sample, shape (n, K, K), for a basis of shape (C, K)."""
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        """``H_i v_i`` for every sample, shape (n, C), for vectors of shape (n, C), in their dtype."""
+
+    def total(self) -> Tensor:
+        """Sum of all ``H_i``, shape (C, C), float64, in no more memory than the tensors held."""
+
+    def basis(self) -> Tensor:
+        """Orthonormal columns that span what the loss can see, shape (C, K), float64."""
+
+
+@dataclass(frozen=True)
+class SoftmaxHessian:
+    """Hessian of the cross-entropy: ``w_i (diag p_i - p_i p_i^T)``.
+
+    Softmax does not see a shift of all outputs, so the all-ones direction carries no curvature and
+    no gradient. The basis leaves it out: C - 1 Helmert columns.
+
+    Args:
+        probabilities: Softmax of the outputs, shape (n, C).
+        mass: Total target weight of each sample, shape (n,); 1 without class weights.
+
+    Example:
+        >>> hessian = SoftmaxHessian(torch.tensor([[0.5, 0.5]]), torch.ones(1))
+        >>> hessian.total()
+        tensor([[ 0.2500, -0.2500],
+                [-0.2500,  0.2500]], dtype=torch.float64)
+    """
+
+    probabilities: Tensor
+    mass: Tensor
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Both arguments by name."""
+        return {"probabilities": self.probabilities, "mass": self.mass}
+
+    def dense(self, basis: Tensor) -> Tensor:
+        """Shape (n, K, K); see :class:`OutputHessian`."""
+        p, q = self.probabilities, basis.to(self.probabilities)
+        seen = p @ q
+        spread = torch.einsum("ck,nc,cl->nkl", q, p, q) - seen[:, :, None] * seen[:, None, :]
+        return self.mass[:, None, None] * spread
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        """Shape (n, C); see :class:`OutputHessian`."""
+        p = self.probabilities.to(vectors)
+        spread = p * (vectors - (p * vectors).sum(1, keepdim=True))
+        return self.mass.to(vectors)[:, None] * spread
+
+    def total(self) -> Tensor:
+        """Shape (C, C); see :class:`OutputHessian`."""
+        p = self.probabilities.double()
+        weighted = self.mass.double()[:, None] * p
+        return torch.diag(weighted.sum(0)) - weighted.T @ p
+
+    def basis(self) -> Tensor:
+        """Helmert columns, shape (C, C - 1): orthonormal, and orthogonal to the all-ones vector."""
+        return helmert(self.probabilities.shape[1])
+
+
+@dataclass(frozen=True)
+class _FullHessian:
+    """A Hessian that may have curvature in every direction, so its basis is the identity."""
+
+    values: Tensor
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The one argument by name."""
+        return {"values": self.values}
+
+    def basis(self) -> Tensor:
+        """The identity, shape (C, C)."""
+        return torch.eye(self.values.shape[1], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class DiagonalHessian(_FullHessian):
+    """``diag(values_i)``, for losses that are a sum over the outputs.
+
+    Args:
+        values: The diagonals, shape (n, C).
+
+    Example:
+        >>> DiagonalHessian(torch.tensor([[1.0, 2.0]])).apply(torch.tensor([[3.0, 4.0]]))
+        tensor([[3., 8.]])
+    """
+
+    def dense(self, basis: Tensor) -> Tensor:
+        """Shape (n, K, K); see :class:`OutputHessian`."""
+        q = basis.to(self.values)
+        return torch.einsum("ck,nc,cl->nkl", q, self.values, q)
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        """Shape (n, C); see :class:`OutputHessian`."""
+        return self.values.to(vectors) * vectors
+
+    def total(self) -> Tensor:
+        """Shape (C, C); see :class:`OutputHessian`."""
+        return torch.diag(self.values.double().sum(0))
+
+
+@dataclass(frozen=True)
+class DenseHessian(_FullHessian):
+    """Any symmetric matrices, as automatic differentiation gives them.
+
+    Args:
+        values: The matrices, shape (n, C, C).
+
+    Example:
+        >>> hessian = DenseHessian(torch.tensor([[[1.0, 1.0], [1.0, 2.0]]]))
+        >>> hessian.apply(torch.tensor([[3.0, 4.0]]))
+        tensor([[ 7., 11.]])
+    """
+
+    def dense(self, basis: Tensor) -> Tensor:
+        """Shape (n, K, K); see :class:`OutputHessian`."""
+        q = basis.to(self.values)
+        return torch.einsum("ck,ncd,dl->nkl", q, self.values, q)
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        """Shape (n, C); see :class:`OutputHessian`."""
+        return torch.einsum("ncd,nd->nc", self.values.to(vectors), vectors)
+
+    def total(self) -> Tensor:
+        """Shape (C, C); see :class:`OutputHessian`."""
+        return self.values.double().sum(0)
+
+
+def helmert(size: int) -> Tensor:
+    """Orthonormal basis of the vectors of length ``size`` that sum to zero, float64.
+
+    Returns:
+        Shape (size, size - 1); column k is constant on the first k + 1 rows.
+
+    Example:
+        >>> helmert(2).flatten()
+        tensor([ 0.7071, -0.7071], dtype=torch.float64)
+    """
+    basis = torch.zeros(size, size - 1, dtype=torch.float64)
+    for k in range(1, size):
+        scale = (k * (k + 1)) ** -0.5
+        basis[:k, k - 1] = scale
+        basis[k, k - 1] = -k * scale
+    return basis

@@ -1,0 +1,189 @@
+"""Objectives: what a good set of samples is.
+
+The energy of a set that is pruned is the norm of its shift, as a share of that of a random set of the
+same size, plus the mean cost of its samples. An objective says what each sample costs, in which norm
+shifts are measured, and whether the shift counts at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from prunesampler.base.checks import checked_cost, dataset_size
+from prunesampler.costs import Cost, wanted_loss
+from prunesampler.influence.influence import Metric, parameter_distance
+from prunesampler.influence.scores import Scores
+
+
+class Objective:
+    """What a good set is. One of your own inherits from this class and says what it changes.
+
+    Attributes:
+        metric: norm of epsilon and of reported shifts.
+        shift: whether the shift counts; otherwise the samples of lowest cost go, whatever it is.
+        wanted: further samples whose mean gradient the objective needs, measured with every
+            selection, in the form of the scored ones; or None.
+
+    Example:
+        >>> import torch
+        >>> class OldestFirst(Objective):
+        ...     def __init__(self, years):
+        ...         self.years = years
+        ...
+        ...     def cost(self, scores):
+        ...         return standardised(self.years, weight=0.5)
+        >>> OldestFirst(torch.tensor([1998.0, 2024.0])).cost(None)
+        tensor([-0.3536,  0.3536], dtype=torch.float64)
+    """
+
+    metric: Metric = staticmethod(parameter_distance)  # without staticmethod it would be a method
+    shift: bool = True
+    wanted: Dataset[Any] | None = None
+
+    def cost(self, scores: Scores) -> Tensor | None:
+        """Cost of pruning each sample, or None where the shift is all that counts.
+
+        Args:
+            scores: scores of n samples.
+
+        Returns:
+            Finite numbers of shape (n,); 1 in their mean counts as much as the whole shift of a
+            random set. :func:`standardised` brings any prices to that unit.
+        """
+        del scores
+        return None
+
+    def check(self, num_samples: int) -> None:
+        """Find out before anything is measured what cannot be used with so many samples."""
+        if self.wanted is not None:
+            dataset_size(self.wanted)
+
+    def settings(self) -> list[Any]:
+        """Numbers and tensors that must be the same on all processes of a run."""
+        return [] if self.wanted is None else [dataset_size(self.wanted)]
+
+
+@dataclass(frozen=True)
+class KeepHead(Objective):
+    """The scored layer stays where it is: the smallest shift of its parameters, as in the paper.
+
+    Args:
+        metric: `parameter_distance`, the paper's, or `loss_distance`, which does not depend on how
+            parameters are scaled. It is the unit of epsilon and of reported shifts; the set for a
+            fraction is the same with both.
+
+    Example:
+        >>> from prunesampler import loss_distance
+        >>> KeepHead(metric=loss_distance).shift
+        True
+    """
+
+    metric: Metric = parameter_distance
+
+
+@dataclass(frozen=True)
+class Price(Objective):
+    """The samples of lowest price go first: score-based selection, or a price beside the shift.
+
+    Args:
+        cost_of: price of pruning each sample: one number per sample, or a function of the scores such
+            as `prunesampler.costs.el2n`.
+        weight: weight of the price, in standard deviations: with 1, one standard deviation in the
+            mean price of the pruned counts as much as the whole shift of a random set.
+        shift: whether the shift counts too; without it the price alone decides.
+
+    Raises:
+        ValueError: for a weight below zero or not finite.
+
+    Example:
+        >>> from prunesampler import costs
+        >>> Price(costs.el2n, weight=0.5).shift, Price(costs.el2n, shift=False).shift
+        (True, False)
+    """
+
+    cost_of: Tensor | Sequence[float] | Cost
+    weight: float = field(default=1.0, kw_only=True)
+    shift: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
+
+    def cost(self, scores: Scores) -> Tensor:
+        """The price, standardised and weighed."""
+        given = self.cost_of(scores) if callable(self.cost_of) else self.cost_of
+        prices = checked_cost(given, len(scores.influence))
+        return standardised(prices, weight=self.weight)
+
+    def check(self, num_samples: int) -> None:
+        """Check prices that are given as numbers.
+
+        Raises:
+            TypeError: when they are no numbers.
+            ValueError: when there is not one finite number per sample.
+        """
+        if not callable(self.cost_of):
+            checked_cost(self.cost_of, num_samples)
+
+    def settings(self) -> list[Any]:
+        """The weight, and the prices where they are numbers."""
+        given = None if callable(self.cost_of) else self.cost_of
+        return [self.weight, self.shift, given]
+
+
+@dataclass(frozen=True)
+class Target(Objective):
+    """The lowest predicted loss on the samples that are wanted: prune what harms them.
+
+    Args:
+        wanted: map-style dataset of the samples to do well on, in the form of the scored ones.
+        weight: weight of the predicted loss beside the shift; see :class:`Price`.
+        shift: whether the shift counts too.
+
+    Raises:
+        TypeError: for anything but a map-style dataset.
+        ValueError: for an empty dataset, or a weight below zero or not finite.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> good = TensorDataset(torch.randn(20, 4), torch.arange(20) % 3)
+        >>> Target(good, shift=False).shift
+        False
+    """
+
+    wanted: Dataset[Any]
+    weight: float = field(default=1.0, kw_only=True)
+    shift: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        dataset_size(self.wanted)
+        _check_weight(self.weight)
+
+    def cost(self, scores: Scores) -> Tensor:
+        """The predicted change of the wanted samples' loss, standardised and weighed."""
+        return standardised(wanted_loss(scores), weight=self.weight)
+
+    def settings(self) -> list[Any]:
+        """The number of wanted samples and the weight."""
+        return [dataset_size(self.wanted), self.weight, self.shift]
+
+
+def standardised(prices: Tensor, *, weight: float) -> Tensor:
+    """Prices less their mean, in standard deviations, times a weight; float64, shape (n,).
+
+    Equal prices are all zero. What is scaled is the same for prices in any unit.
+    """
+    prices = prices.double()
+    prices = prices / (float(prices.abs().max()) or 1.0)  # squares of huge prices would overflow
+    return weight * (prices - prices.mean()) / (float(prices.std()) or 1.0)
+
+
+def _check_weight(weight: float) -> None:
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"weight must be zero or more and finite, got {weight}")

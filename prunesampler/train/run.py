@@ -1,0 +1,141 @@
+"""One training run: what was chosen in it so far, and what each of its epochs needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, TypeVar
+
+from torch import nn
+
+from prunesampler.base.checks import warn
+from prunesampler.base.processes import current_group, together
+from prunesampler.measure.probing import check_same_labels
+from prunesampler.pruner import InfluencePruner
+from prunesampler.sampling.sampler import InfluencePrunedSampler
+from prunesampler.select.selection import Selection
+from prunesampler.train.epochs import Due, EpochsPlan
+from prunesampler.train.redraws import Redraws
+from prunesampler.train.watch import Watch
+
+T = TypeVar("T")
+
+
+class Run:
+    """What a `PruningCallback` knows of the run at hand; another run gets another one.
+
+    Args:
+        sampler: sampler of the training loader.
+        pruner: pruner over the same samples.
+        watch: warns of what the trial finds out about the batches of pruned epochs.
+        redraws: draws further sets from the same scores, or None where every set is measured anew.
+        on_error: whether a selection that fails, or the trial before it, ends the run (``"raise"``),
+            or is told in a warning, once of each (``"continue"``).
+
+    Attributes:
+        selected: whether a selection was made.
+        ended: last epoch whose end was seen, -1 before any.
+        last_end: time at which that was, in seconds, or None if it was not in this process.
+        redraws: as given.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from prunesampler import Budget
+        >>> data = TensorDataset(torch.randn(60, 4), torch.arange(60) % 3)
+        >>> sampler = InfluencePrunedSampler(data)
+        >>> pruner = InfluencePruner(data, budget=Budget(count=20), progress=False)
+        >>> run = Run(sampler, pruner, Watch(sampler), None, "raise")
+        >>> plan = EpochsPlan(warmup_epochs=1)
+        >>> selection = run.do(run.due(plan, 1), plan, 1, torch.nn.Linear(4, 3))
+        >>> len(sampler)
+        40
+    """
+
+    def __init__(
+        self,
+        sampler: InfluencePrunedSampler,
+        pruner: InfluencePruner,
+        watch: Watch,
+        redraws: Redraws | None,
+        on_error: Literal["raise", "continue"],
+    ) -> None:
+        self._sampler, self._pruner, self._watch = sampler, pruner, watch
+        self._on_error = on_error
+        self.redraws = redraws
+        self._failed = False  # whether a selection failed
+        self._reason: str | None = None  # why the trial or a selection failed
+        self.selected = False
+        self.ended = -1
+        self.last_end: float | None = None
+
+    def due(self, plan: EpochsPlan, coming: int) -> Due:
+        """What is to be done before this coming epoch."""
+        chosen = self.selected or len(self._sampler.kept) < self._sampler.num_samples
+        return plan.due(
+            coming,
+            missed=not chosen and not self._failed,
+            first=self.last_end is None and not self.selected,
+        )
+
+    def do(self, due: Due, plan: EpochsPlan, coming: int, model: nn.Module) -> Selection | None:
+        """Do what is due before this coming epoch; returns the selection, if there is one."""
+        sampler, after, selection = self._sampler, f"after epoch {coming - 1}", None
+        if due is Due.ALL_SAMPLES:
+            sampler.reset()
+        elif due is Due.TRIAL:
+            self._attempt(
+                partial(self._try, model),
+                f"the trial measurement {after} failed, so the selection before epoch "
+                f"{plan.warmup_epochs} is likely to fail too, and training would go on with all samples",
+            )
+        elif due is not Due.NOTHING:
+            selection = self._attempt(
+                partial(self._choose, model, measure=due is Due.SELECTION),
+                f"PRUNING FAILED {after}, and training goes on with {len(sampler.kept)} of "
+                f"{sampler.num_samples} samples",
+            )
+            self._failed = self._failed or selection is None
+        return selection
+
+    def end_epoch(self, epoch: int) -> None:
+        """Note that everything due at the end of this epoch was done."""
+        self.ended, self.last_end = epoch, time.perf_counter()
+
+    def _attempt(self, work: Callable[[], T], failed: str) -> T | None:
+        """What the work returns; None if it fails and the run goes on, which this text tells."""
+        try:
+            return work()
+        except Exception as error:
+            if self._on_error == "raise":
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            if not self._failed:
+                again = reason == self._reason
+                warn(f"{failed}: {'the same error as in the trial' if again else reason}")
+            self._reason = reason
+            return None
+
+    def _try(self, model: nn.Module) -> None:
+        """Measure a batch on trial, and look at the batches of the pruned epochs."""
+        self._pruner.check(model)
+        if self._pruner.budget.epsilon is None:
+            n = self._sampler.num_samples
+            self._watch.check_batches(model, n - self._pruner.budget.count_of(n))
+
+    def _choose(self, model: nn.Module, *, measure: bool) -> Selection:
+        """Measure and select, or only redraw, and restrict the sampler on all ranks."""
+        group, sampler = current_group(), self._sampler
+        group.meet("on_epoch_end")
+        if not self.selected:
+            check_same_labels(sampler.dataset, self._pruner.dataset, self._pruner.reading)
+        if self.redraws is None:
+            selection = self._pruner.select(model)
+        else:
+            selection = self.redraws.draw(model, sampler.kept, measure=measure)
+        together(group, partial(sampler.restrict, selection))
+        state = sampler.state_dict()
+        group.check_equal("the samplers", repr((state["n"], state["seed"], state["kept"])).encode())
+        self.selected = True
+        return selection
