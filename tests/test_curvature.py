@@ -336,3 +336,10 @@ def test_labels_that_some_batches_lack_are_lost_for_all():
         assert both.labels is None
         assert len(both[torch.tensor([79])]) == 1  # was an IndexError: 40 labels of 80 samples
     assert Measurements.cat([labelled, labelled]).labels.tolist() == 2 * labelled.labels.tolist()
+
+
+def test_signatures_tell_losses_and_precisions_apart_and_not_numbers_of_samples():
+    (softmax, _), (squares, _) = (samples(*LOSSES[name]) for name in ("softmax", "squares"))
+    assert softmax[:3].signature() == softmax.signature()
+    others = [squares, softmax.map(Tensor.float), replace(softmax, labels=torch.arange(40))]
+    assert all(other.signature() != softmax.signature() for other in others)

@@ -73,8 +73,8 @@ class Group(Protocol):
         """Raise on every rank if any rank brings an error, so that none waits for another.
 
         Raises:
-            RuntimeError: If another rank brings an error, with what it says; one's own is raised as
-                it is.
+            RuntimeError: If another rank brings an error, with its message; this rank's own error is
+                raised as it is.
         """
 
     def check_equal(self, what: str, *data: bytes) -> None:
@@ -125,8 +125,8 @@ class LocalGroup:
 class ProcessGroup:
     """All processes of ``torch.distributed``, which accelerate and torchrun scripts set up.
 
-    Whatever backend they train with, the collectives here run over gloo and on the CPU: their data is
-    there already, they take no device memory, and they do not get in the way of the training's own.
+    Whatever backend they train with, the collectives here run over gloo and on the CPU, where their
+    data is already: they take no device memory, and do not get in the way of the training's own.
     The gloo group is made at the first collective. See :class:`Group` for the methods.
     """
 
@@ -176,7 +176,7 @@ class ProcessGroup:
         return self._bytes_from(0, data or b"")
 
     def raise_together(self, error: BaseException | None) -> None:
-        """Raise one's own error, or a RuntimeError that says what another rank's says."""
+        """Raise this rank's error, or a RuntimeError with the message of another rank's."""
         failed = self._numbers(int(error is not None))
         if not any(failed):
             return
