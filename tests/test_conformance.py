@@ -163,7 +163,7 @@ class Wrapped(Curvature):
 
     def factorise(self, measurements, damping=None):
         found = ExactCurvature(damping=0.1).factorise(measurements, damping)
-        return self.kind(found.cholesky, found.search, found.damping)
+        return self.kind(found.cholesky, found.light, found.damping)
 
 
 class Skewed(ExactFactorised):

@@ -49,7 +49,7 @@ class ExactFactorised:
 
     Args:
         cholesky: Lower triangular factor, shape (R, R), float64.
-        search: The factor with the smaller damping that whitened rows use.
+        light: The factor with the smaller damping that whitened rows use.
         damping: Multiple of the identity in ``cholesky``.
 
     Example:
@@ -59,7 +59,7 @@ class ExactFactorised:
     """
 
     cholesky: Tensor
-    search: Tensor
+    light: Tensor
     damping: float
 
     def apply_inverse(self, matrix: Tensor) -> Tensor:
@@ -81,10 +81,10 @@ class ExactFactorised:
     def whiten(self, rows: RankOne) -> RankOne:
         """``L^-1 g_i``: dense rows of shape (1, R), float32, ``4 n R`` bytes.
 
-        ``L`` is ``search``, with less damping: where damping outweighs the curvature, rows would be
+        ``L`` is ``light``, with less damping: where damping outweighs the curvature, rows would be
         short, and a search would be slow to balance them.
         """
-        lower = self.search.float()
+        lower = self.light.float()
         white = torch.empty(len(rows), len(lower), device=lower.device)
         for start in range(0, len(rows), CHUNK):
             flat = rows[start : start + CHUNK].flat().float()
