@@ -29,6 +29,12 @@ def newton_shift(kept: Factorised, influence: Influence, pruned: Tensor) -> Tens
         kept: curvature of the samples that stay; an approximate one gives an approximate step.
         influence: of all samples.
         pruned: indices of the samples that go.
+
+    Example:
+        >>> from prunesampler.influence.factorised import IdentityFactorised
+        >>> influence = Influence.from_vectors(torch.tensor([[1.0], [-1.0], [3.0], [-3.0]]))
+        >>> newton_shift(IdentityFactorised(), influence, torch.tensor([0, 1])).tolist()
+        [[0.0]]
     """
     return kept.apply_inverse(influence.gradient_sum(pruned)) / (len(influence) - len(pruned))
 
@@ -50,6 +56,11 @@ def curvature_share(
         full: curvature of all samples.
         shape: (K, D) of the parameters.
         seed: of the first direction.
+
+    Example:
+        >>> from prunesampler.influence.factorised import IdentityFactorised
+        >>> curvature_share(IdentityFactorised(), IdentityFactorised(), shape=(2, 3))
+        1.0
     """
     generator = torch.Generator().manual_seed(seed)
     vector = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -95,6 +106,11 @@ def convex_bound(influence: Influence, pruned: Tensor, penalty: float) -> float:
         influence: of all samples, centred, at the optimum of the full objective.
         pruned: indices that go.
         penalty: the objective holds ``penalty / 2`` times the squared norm, bias included.
+
+    Example:
+        >>> influence = Influence.from_vectors(torch.tensor([[1.0], [-1.0], [3.0], [-3.0]]))
+        >>> convex_bound(influence, torch.tensor([0, 1]), penalty=0.1)
+        0.0
     """
     gradient = influence.gradient_sum(pruned) / (len(influence) - len(pruned))
     return float(gradient.norm()) / penalty
@@ -110,6 +126,10 @@ def loss_bound(bound: float, inputs: Tensor, lipschitz: float) -> float:
         bound: on the shift of the parameters, as of :func:`convex_bound`.
         inputs: of the layer, with the one for the bias, shape (t, D): the samples to hold it for.
         lipschitz: of the loss by the outputs; the square root of 2 for cross-entropy.
+
+    Example:
+        >>> loss_bound(0.5, torch.tensor([[3.0, 4.0], [0.0, 1.0]]), lipschitz=2.0)
+        3.0
     """
     parts = (inputs[k : k + CHUNK] for k in range(0, len(inputs), CHUNK))
     norms = torch.cat([part.double().norm(dim=1) for part in parts])
@@ -142,6 +162,11 @@ def random_shift(influence: Influence, size: int, seed: int, draws: int = 5) -> 
         size: samples to prune.
         seed: of the draws.
         draws: sets to average over.
+
+    Example:
+        >>> influence = Influence.from_vectors(torch.tensor([[1.0], [-1.0], [3.0], [-3.0]]))
+        >>> random_shift(influence, 2, seed=0) > 0
+        True
     """
     rng = np.random.default_rng(seed)
     sets = [rng.choice(len(influence), size, replace=False) for _ in range(draws)]

@@ -34,7 +34,12 @@ The squared norm of a shift x is its inner product with ``metric(factorised, x)`
 
 
 def parameter_distance(factorised: Factorised, shift: Tensor) -> Tensor:
-    """The paper's metric: Euclidean distance of the parameters."""
+    """The paper's metric: Euclidean distance of the parameters.
+
+    Example:
+        >>> parameter_distance(IdentityFactorised(), torch.ones(1, 2)).tolist()
+        [[1.0, 1.0]]
+    """
     del factorised
     return shift
 
@@ -43,6 +48,10 @@ def loss_distance(factorised: Factorised, shift: Tensor) -> Tensor:
     """The curvature's norm, ``sqrt(x^T H x)``: it does not depend on how parameters are scaled.
 
     Half its square is the predicted rise of the regularised training loss above its minimum.
+
+    Example:
+        >>> loss_distance(IdentityFactorised(), torch.ones(1, 2)).tolist()
+        [[1.0, 1.0]]
     """
     return factorised.multiply(shift)
 
@@ -58,6 +67,12 @@ class Influence:
         whitened: the gradients whitened, float32, of any shape; solvers search among these.
         whitened_mean: what is subtracted from every whitened row, float64.
         metric: the norm of budgets and reports. It does not change where solvers search.
+
+    Example:
+        >>> vectors = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
+        >>> influence = Influence.from_vectors(vectors)
+        >>> influence.shift_norm(torch.tensor([0, 1])), influence.shift_norm(torch.tensor([0, 2])) > 4
+        (0.0, True)
     """
 
     gradients: RankOne

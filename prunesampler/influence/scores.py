@@ -35,6 +35,15 @@ class Scores:
         wanted: mean gradient of the objective's wanted samples, shape (K, D), float64, or None.
         seconds: what measuring and the curvature took, by name.
         layer: name of the scored layer in the model, or None where it is not known.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> from prunesampler import Budget, InfluencePruner
+        >>> data = TensorDataset(torch.randn(60, 4), torch.arange(60) % 3)
+        >>> pruner = InfluencePruner(data, budget=Budget(fraction=0.4), progress=False)
+        >>> scores = pruner.measure(torch.nn.Linear(4, 3))
+        >>> len(scores.influence), pruner.scores_from(scores.state_dict()).labels.tolist()[:4]
+        (60, [0, 1, 2, 0])
     """
 
     measurements: Measurements
@@ -64,6 +73,12 @@ def class_labels(labels: Tensor | None, num_samples: int) -> Tensor | None:
 
     Raises:
         ValueError: when there is not one of at least 0 for every sample, or but one class.
+
+    Example:
+        >>> class_labels(torch.tensor([0, 2, 1, 2]), 4).tolist()
+        [0, 2, 1, 2]
+        >>> class_labels(torch.tensor([0, 9_000_000]), 2).tolist()
+        [0, 1]
     """
     if labels is None:
         return None
@@ -82,6 +97,10 @@ def read_layer(state: Mapping[str, Any]) -> str | None:
 
     Raises:
         ValueError: when it is no name.
+
+    Example:
+        >>> read_layer({"layer": "fc"}), read_layer({})
+        ('fc', None)
     """
     layer = state.get("layer")
     if layer is not None and not isinstance(layer, str):

@@ -178,6 +178,11 @@ def standardised(prices: Tensor, *, weight: float) -> Tensor:
     """Prices less their mean, in standard deviations, times a weight; float64, shape (n,).
 
     Equal prices are all zero. What is scaled is the same for prices in any unit.
+
+    Example:
+        >>> import torch
+        >>> standardised(torch.tensor([1.0, 1.0, 1.0]), weight=0.5).tolist()
+        [0.0, 0.0, 0.0]
     """
     prices = prices.double()
     prices = prices / (float(prices.abs().max()) or 1.0)  # squares of huge prices would overflow

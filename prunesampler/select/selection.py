@@ -55,6 +55,14 @@ class Selection:
     Raises:
         ValueError: for indices that are not ascending, distinct and within the dataset, or that
             leave nothing.
+
+    Example:
+        >>> budget = Budget(count=2)
+        >>> found = Selection(torch.tensor([1, 3]), 5, shift=0.1, newton_shift=0.1, bound=None, budget=budget)
+        >>> found.kept.tolist()
+        [0, 2, 4]
+        >>> Selection.from_bytes(found.to_bytes()).pruned.tolist()
+        [1, 3]
     """
 
     pruned: Tensor

@@ -29,7 +29,12 @@ TEXTS = {"curvature", "metric", "layer"}
 
 
 class Compared(NamedTuple):
-    """The predicted shift of a set, and that of a random set of the same size."""
+    """The predicted shift of a set, and that of a random set of the same size.
+
+    Example:
+        >>> Compared("to first order", own=0.02, random=1.0).ratio
+        0.02
+    """
 
     how: str
     own: float
@@ -52,6 +57,10 @@ def checked_facts(facts: Any) -> dict[str, Any]:
 
     Raises:
         TypeError: when they are not by name, or a fact that is known here is of another kind.
+
+    Example:
+        >>> checked_facts({"layer": "fc", "damping": 0.1})
+        {'layer': 'fc', 'damping': 0.1}
     """
     if not isinstance(facts, dict):
         raise TypeError(f"metadata must be values by name, got {facts!r}")
@@ -71,6 +80,10 @@ def compare(shift: float, newton_shift: float, facts: Mapping[str, Any]) -> list
         shift: of the set, to first order.
         newton_shift: of the set, or NaN.
         facts: see `prunesampler.select.selection.Selection.metadata`.
+
+    Example:
+        >>> [pair.ratio for pair in compare(0.1, math.nan, {"random_shift": 1.0})]
+        [0.1]
     """
     pairs = [
         ("to first order", shift, facts.get("random_shift")),
@@ -84,7 +97,12 @@ def compare(shift: float, newton_shift: float, facts: Mapping[str, Any]) -> list
 
 
 def largest_ratio(pairs: list[Compared]) -> float:
-    """The least favourable of the ratios; NaN where there is none."""
+    """The least favourable of the ratios; NaN where there is none.
+
+    Example:
+        >>> largest_ratio([Compared("a", 0.1, 1.0), Compared("b", 0.4, 1.0)])
+        0.4
+    """
     return max((pair.ratio for pair in pairs), default=math.nan)
 
 
@@ -96,6 +114,10 @@ def in_words(pairs: list[Compared], pruned: int, num_samples: int, facts: Mappin
         pruned: samples that go.
         num_samples: samples in all.
         facts: see `prunesampler.select.selection.Selection.metadata`.
+
+    Example:
+        >>> in_words([], 0, 100, {})
+        'Nothing was pruned, so there is nothing to hold against a random set.'
     """
     layer = f"layer {facts['layer']!r}" if facts.get("layer") else "the scored layer"
     parameters = facts.get("parameters")
@@ -121,7 +143,12 @@ def in_words(pairs: list[Compared], pruned: int, num_samples: int, facts: Mappin
 
 
 def percent(share: float) -> str:
-    """A share as per cent, to two digits where it is small."""
+    """A share as per cent, to two digits where it is small.
+
+    Example:
+        >>> percent(0.42), percent(0.0123)
+        ('42 %', '1.2 %')
+    """
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 

@@ -87,6 +87,11 @@ def fill(order: Ints, classes: Ints, spare: Ints, count: int) -> Bools:
 
     Returns:
         Which samples are pruned, (U,).
+
+    Example:
+        >>> classes, spare = np.array([0, 0, 1]), np.array([1, 1])
+        >>> fill(np.array([1, 0, 2]), classes, spare, 2).tolist()
+        [False, True, True]
     """
     taken = np.zeros(len(classes), dtype=np.bool_)
     for u in order:

@@ -41,6 +41,13 @@ class Scaled:
         norms: norms of the centred rows, shape (U,), float64.
         costs: cost of pruning each free sample, in the unit of the energy, shape (U,).
         hottest: first temperature.
+
+    Example:
+        >>> from prunesampler import Budget, Influence
+        >>> influence = Influence.from_vectors(torch.tensor([[1.0], [-1.0], [3.0], [-3.0]]))
+        >>> search = Scaled.of(Problem.of(influence, Budget(count=2)), 2)
+        >>> float(search.norms.mean()), len(search.temperatures(10))
+        (1.0, 10)
     """
 
     problem: Problem
