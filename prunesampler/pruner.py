@@ -46,22 +46,24 @@ class InfluencePruner:
     Args:
         score_dataset: the training set as seen without augmentation: same length, same order.
         budget: how much to prune.
-        head: the layer to score, or its name: an ``nn.Linear``, a 1 x 1 convolution, or what computes
+        head: the layer to measure, or its name: an ``nn.Linear``, a 1 x 1 convolution, or what computes
             the same. Default: the last one that runs.
         losses: ``losses(model, batch)`` returns one unreduced loss per sample, shape (b,). Default:
             cross-entropy on a batch ``(x, y)`` or a mapping with ``labels``; for batches of another
             form ``CrossEntropy(run=lambda model, batch: (logits, targets))``.
         labels: class of every sample, for floors per class; default: what the loss sees.
-        gradients: measures a batch in place of ``head`` and ``losses``.
-        curvature: default `ExactCurvature()`; give it the weight decay in use as damping.
-        solver: default `anneal`; set a solver's options with ``functools.partial``.
-        batch_size: samples per forward pass; default: that of ``like``, else 256.
-        num_workers: processes that read the samples; default: as many as ``like`` has, else none.
+        gradients: function that measures a batch in place of ``head`` and ``losses``.
+        curvature: how the curvature of the loss is approximated; default `ExactCurvature()`. Give it
+            the weight decay in use as damping.
+        solver: function that finds the set; default `anneal`. Set a solver's options with
+            ``functools.partial``.
+        batch_size: number of samples per forward pass; default: that of ``like``, else 256.
+        num_workers: number of processes that read the samples; default: as many as ``like`` has, else none.
             With any, this process does not touch the dataset.
-        progress: show progress bars.
-        seed: of the solver.
-        center: subtract the mean gradient (see `prunesampler.influence.influence`).
-        collate_fn: puts samples together, the same way each time; default: that of ``like``, else
+        progress: whether to show progress bars.
+        seed: seed of the solver's random numbers.
+        center: whether to subtract the mean gradient (see `prunesampler.influence.influence`).
+        collate_fn: function that puts samples together, the same way each time; default: that of ``like``, else
             torch's.
         like: a loader to read as: its batch size, workers, collate function and pinned memory.
         constraints: samples that must stay, and samples that must go.
@@ -140,14 +142,14 @@ class InfluencePruner:
     def select(self, model: nn.Module) -> Selection:
         """Measure all samples with this model and choose the ones to prune.
 
-        In a run of several processes call it on all of them: each measures its share, rank 0
+        In a run of several processes call it on all of them: each measures its part, rank 0
         solves, and all get the same selection. It is also the one that a single process gets, if
         that computes with as many threads per process (torchrun sets OMP_NUM_THREADS=1): another
         number may round the forward pass differently, and annealing turns the last bit into
         another, equally good set.
 
         Args:
-            model: as it is trained; wrappers of DistributedDataParallel and torch.compile are seen
+            model: the model as it is trained; wrappers of DistributedDataParallel and torch.compile are seen
                 through.
 
         Raises:
@@ -178,8 +180,8 @@ class InfluencePruner:
         or give one of its selections to ``sampler.restrict``.
 
         Args:
-            model: as it is trained.
-            fractions: of the dataset, each in (0, 1), in any order.
+            model: the model as it is trained.
+            fractions: shares of the dataset to prune, each in (0, 1), in any order.
 
         Raises:
             ValueError: for no fraction, or one that cannot be met.
@@ -208,7 +210,7 @@ class InfluencePruner:
         """Another selection from scores at hand; call it on all processes.
 
         Args:
-            scores: of `measure`, on rank 0; None on the others.
+            scores: what `measure` returned, on rank 0; None on the others.
             ages: for how many draws in a row each sample was left out, or kept as a negative
                 number, int64, shape (n,). Zeros give what `select` gives.
             certify: compute the Newton shift and the kept curvature too, which takes longer.
@@ -221,7 +223,7 @@ class InfluencePruner:
         """One pass over the data: the scores on rank 0, None on the other processes.
 
         Args:
-            model: as it is trained.
+            model: the model as it is trained.
 
         Raises:
             ValueError: see `select`.
@@ -251,15 +253,15 @@ class InfluencePruner:
         return together(group, score)
 
     def check(self, model: nn.Module, *, loader: DataLoader[Any] | None = None) -> None:
-        """Find out before training what cannot be scored, with a batch; call it on all processes.
+        """Find out before training what cannot be measured, with a batch; call it on all processes.
 
         That is: the layer, precisions, the size of the curvature, the collate function, losses without
         curvature, samples that differ between processes; with ``loader``, also what its batches will be
         once samples are pruned. Losses that are not finite are let pass: they may become so.
 
         Args:
-            model: as it is trained.
-            loader: of the training, or None.
+            model: the model as it is trained.
+            loader: the training loader, or None.
 
         Raises:
             ValueError: see `select`; also for a layer that the curvature finds too large.

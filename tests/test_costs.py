@@ -12,11 +12,13 @@ from prunesampler import (
     Budget,
     ExactCurvature,
     InfluencePruner,
+    KeepHead,
     Objective,
     Price,
     Target,
     anneal,
     costs,
+    loss_distance,
 )
 from prunesampler.select.objectives import standardised
 
@@ -184,6 +186,27 @@ def test_an_objective_of_ones_own(head):
 
     selection = pruner(head[1], objective=ByIndex(), budget=Budget(count=7)).select(head[0])
     assert selection.pruned.tolist() == list(range(7))
+
+
+def test_an_objective_that_lets_nothing_count(head):
+    class Nothing(Objective):
+        shift = False
+
+    with pytest.raises(ValueError, match=r"its cost\(\) returned None"):
+        pruner(head[1], objective=Nothing()).select(head[0])
+
+
+def test_an_objective_may_name_another_norm(head):
+    class InLoss(Objective):
+        metric = loss_distance
+
+    model, data = head
+    found = pruner(data, objective=InLoss()).select(model)
+    expected = pruner(data, objective=KeepHead(loss_distance)).select(model)
+    assert found.pruned.tolist() == expected.pruned.tolist()
+    assert found.shift == expected.shift
+    assert found.metadata["metric"] == "loss_distance"
+    assert found.metadata["cost"] is expected.metadata["cost"] is False
 
 
 def test_costs_that_cannot_be_had(head, digits):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor
@@ -45,6 +46,12 @@ class Objective:
     metric: Metric = staticmethod(parameter_distance)  # without staticmethod it would be a method
     shift: bool = True
     wanted: Dataset[Any] | None = None
+
+    def __init_subclass__(cls) -> None:
+        """Let a class name its metric as a plain function, which Python would make a method of it."""
+        metric = vars(cls).get("metric")
+        if isinstance(metric, FunctionType):
+            cls.metric = staticmethod(metric)
 
     def cost(self, scores: Scores) -> Tensor | None:
         """Cost of pruning each sample, or None where the shift is all that counts.

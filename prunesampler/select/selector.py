@@ -23,7 +23,7 @@ from prunesampler.influence.curvature import Curvature
 from prunesampler.influence.influence import Influence
 from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.scores import Scores, class_labels
-from prunesampler.select.objectives import KeepHead, Objective
+from prunesampler.select.objectives import Objective
 from prunesampler.select.rotation import rotated
 from prunesampler.select.selection import Selection
 from prunesampler.solve.budget import Budget, Constraints
@@ -116,9 +116,9 @@ class Selector:
         """Another selection from the same scores, for which the samples left out longest come back.
 
         Args:
-            scores: of all samples.
-            ages: see `prunesampler.select.rotation`.
-            progress: see `prunesampler.base.progress.Progress`.
+            scores: scores of all samples.
+            ages: for how long each sample was left out; see `prunesampler.select.rotation`.
+            progress: told how far the solver is, or None.
             certify: compute the Newton shift and the kept curvature too; without, a draw is quick.
         """
         started = time.perf_counter()
@@ -143,7 +143,7 @@ class Selector:
         Args:
             scores: scores of all samples.
             fractions: shares of the dataset to prune.
-            progress: see `prunesampler.base.progress.Progress`.
+            progress: told how many fractions are done, or None.
         """
         found: list[Selection] = []
         for fraction in sorted(fractions):
@@ -216,7 +216,7 @@ class Selector:
                 "random_newton_shift": random_newton,
                 "mean_loss": float(scores.measurements.losses.mean()),
                 "layer": scores.layer,
-                "cost": not isinstance(self.objective, KeepHead),
+                "cost": type(self.objective).cost is not Objective.cost,
             },
         )
 

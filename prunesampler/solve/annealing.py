@@ -61,29 +61,29 @@ def anneal(
     moves = max(MOVES_PER_SAMPLE * len(problem), MIN_MOVES) if moves is None else moves
     trials = Trials(problem, progress)
     for trial, count in trials:
-        search = Scaled.of(trial, count)
-        best_met = _anneal_small if len(trial) <= SMALL else _anneal_large
-        trials.note(trial.samples(best_met(search, seed, moves, trials.progress)))
+        scaled = Scaled.of(trial, count)
+        cool = _anneal_small if len(trial) <= SMALL else _anneal_large
+        trials.note(trial.samples(cool(scaled, seed, moves, trials.progress)))
     return trials.solution
 
 
-def _anneal_large(search: Scaled, seed: int, moves: int, progress: Progress | None) -> Bools:
+def _anneal_large(scaled: Scaled, seed: int, moves: int, progress: Progress | None) -> Bools:
     """Which free samples to prune: the set at the end, in float32."""
-    state, nobody = _State(search, seed, torch.float32), np.zeros(0, dtype=np.int64)
-    for temperatures in _blocks(search, moves, state, progress):
+    state, nobody = _State(scaled, seed, torch.float32), np.zeros(0, dtype=np.int64)
+    for temperatures in _blocks(scaled, moves, state, progress):
         state.move(temperatures, nobody, np.inf)
     return state.pruned
 
 
-def _anneal_small(search: Scaled, seed: int, moves: int, progress: Progress | None) -> Bools:
+def _anneal_small(scaled: Scaled, seed: int, moves: int, progress: Progress | None) -> Bools:
     """Which free samples to prune: the best set met on the way.
 
     In float64: where few samples can cancel almost exactly, float32 does not tell the best set.
     """
-    state = _State(search, seed, torch.float64)
+    state = _State(scaled, seed, torch.float64)
     best, lowest = state.pruned.copy(), np.inf
-    for temperatures in _blocks(search, moves, state, progress):
-        before = float(search.costs[state.pruned].sum())
+    for temperatures in _blocks(scaled, moves, state, progress):
+        before = float(scaled.costs[state.pruned].sum())
         now = float(np.sqrt(state.square)) + before
         if now < lowest:
             lowest, best = now, state.pruned.copy()
@@ -99,19 +99,19 @@ def _anneal_small(search: Scaled, seed: int, moves: int, progress: Progress | No
 class _State:
     """The set at hand, the sum of its rows, and the random numbers of the search."""
 
-    def __init__(self, search: Scaled, seed: int, precision: torch.dtype) -> None:
-        self.search, self.precision = search, precision
-        self.pruned, self.spare = search.problem.random_start(search.count, seed)
-        self._left = search.rows.left.to(precision).contiguous().numpy()
-        self._right = search.rows.right.to(precision).contiguous().numpy()
-        self._squares = search.rows.norms().square().numpy()
-        self._classes, self._pools = search.problem.classes(), search.problem.pools()
+    def __init__(self, scaled: Scaled, seed: int, precision: torch.dtype) -> None:
+        self.scaled, self.precision = scaled, precision
+        self.pruned, self.spare = scaled.problem.random_start(scaled.count, seed)
+        self._left = scaled.rows.left.to(precision).contiguous().numpy()
+        self._right = scaled.rows.right.to(precision).contiguous().numpy()
+        self._squares = scaled.rows.norms().square().numpy()
+        self._classes, self._pools = scaled.problem.classes(), scaled.problem.pools()
         self._random = np.array([seed], dtype=np.uint64)
         self.refresh()
 
     def refresh(self) -> None:
         """Form the running sum anew: it drifts in float32."""
-        self._sum = self.search.state(self.pruned).to(self.precision).numpy()
+        self._sum = self.scaled.state(self.pruned).to(self.precision).numpy()
 
     @property
     def square(self) -> float:
@@ -120,7 +120,7 @@ class _State:
 
     def reachable(self, temperature: float) -> tuple[Ints, Ints, Ints]:
         """Pruned and kept samples to swap, pool by pool, and where each pool of the latter begins."""
-        inside, outside = self.search.within_reach(self.pruned, temperature)
+        inside, outside = self.scaled.within_reach(self.pruned, temperature)
         ordered = outside[np.argsort(self._pools[outside], kind="stable")]
         pools = int(self._pools.max()) + 1
         starts = np.searchsorted(self._pools[ordered], np.arange(pools + 1)).astype(np.int64)
@@ -130,7 +130,7 @@ class _State:
         """Propose a swap per temperature; ``champion`` gets the best set met, see the kernel."""
         inside, outside, starts = self.reachable(float(temperatures[0]))
         energy = metropolis_moves(
-            self._left, self._right, self._squares, self.search.costs, self._classes, self.spare,
+            self._left, self._right, self._squares, self.scaled.costs, self._classes, self.spare,
             inside, outside, self._pools, starts, self._sum, self.square, temperatures,
             self._random, champion, lowest,
         )  # fmt: skip
@@ -139,14 +139,14 @@ class _State:
 
 
 def _blocks(
-    search: Scaled, moves: int, state: _State, progress: Progress | None
+    scaled: Scaled, moves: int, state: _State, progress: Progress | None
 ) -> Iterator[NDArray[np.float64]]:
     """Temperatures of the moves, block by block, with the running sum kept exact."""
     edges = [block * (moves // BLOCKS) + min(block, moves % BLOCKS) for block in range(BLOCKS + 1)]
     for block in range(BLOCKS):
         if block and block % REFRESH == 0:
             state.refresh()
-        temperatures = search.temperatures(moves, edges[block], edges[block + 1])
+        temperatures = scaled.temperatures(moves, edges[block], edges[block + 1])
         if len(temperatures) and state.pruned.any() and not state.pruned.all():
             yield temperatures
         if progress:

@@ -45,8 +45,8 @@ class Scaled:
     Example:
         >>> from prunesampler import Budget, Influence
         >>> influence = Influence.from_vectors(torch.tensor([[1.0], [-1.0], [3.0], [-3.0]]))
-        >>> search = Scaled.of(Problem.of(influence, Budget(count=2)), 2)
-        >>> float(search.norms.mean()), len(search.temperatures(10))
+        >>> scaled = Scaled.of(Problem.of(influence, Budget(count=2)), 2)
+        >>> float(scaled.norms.mean()), len(scaled.temperatures(10))
         (1.0, 10)
     """
 

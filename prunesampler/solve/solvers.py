@@ -67,7 +67,7 @@ def cheapest(problem: Problem, seed: int) -> Solution:
         seed: seed of the order in which samples of equal cost go.
 
     Raises:
-        ValueError: when the budget is an epsilon, or cannot be met.
+        ValueError: when there is no cost, the budget is an epsilon, or it cannot be met.
 
     Example:
         >>> import torch
@@ -76,6 +76,11 @@ def cheapest(problem: Problem, seed: int) -> Solution:
         >>> cheapest(Problem.of(influence, Budget(count=2), cost=cost), seed=0).pruned.tolist()
         [1, 2]
     """
+    if problem.cost is None:
+        raise ValueError(
+            "an objective with shift=False prunes by cost alone, but its cost() returned None: let it "
+            "return one number per sample, or leave shift at True"
+        )
     if problem.budget.epsilon is not None:
         raise ValueError(
             f"an objective with shift=False prunes by price alone, which epsilon="
