@@ -88,6 +88,8 @@ class Run:
         self.sampler = InfluencePrunedSampler(images.train, seed=options.seed)
         loader = DataLoader(images.train, options.batch_size, sampler=self.sampler)
         self.pruning = self._callback()
+        if method not in ("influence", "redraw"):
+            self.sampler.called()  # they compare without the callback, which would be missed
         steps = self.pruning.planned_steps(epochs=options.epochs, batch_size=options.batch_size)
         per_epoch = -(-len(images.train) // options.batch_size)
         self.epochs = round(steps / per_epoch) if method == "fewer" else options.epochs
