@@ -1,6 +1,6 @@
-"""Ready-made prices of pruning a sample, from what one pass over the data has measured already.
+"""Ready-made prices of pruning a sample, computed from the scores of one pass over the data.
 
-Each takes the scores and returns one number per sample, float64, shape (n,), for
+Each function takes the scores and returns one number per sample, float64, shape (n,), for
 `prunesampler.Price`: the samples of lowest price are pruned first.
 
 Example:
@@ -21,13 +21,20 @@ from prunesampler.influence.influence import loss_distance
 from prunesampler.influence.scores import Scores
 
 Cost = Callable[[Scores], Tensor]
-"""From scores to the cost of pruning each sample, shape (n,)."""
+"""A function from scores to the cost of pruning each sample, shape (n,)."""
 
 
 def influence_norm(scores: Scores) -> Tensor:
-    """Norm of each sample's influence, in the metric in use: prune what moves the parameters least.
+    """Norm of each sample's influence in the metric in use: low for samples that move little.
 
     Source: the single-sample criterion of Yang et al., ICLR 2023.
+
+    Example:
+        >>> from prunesampler import Budget, InfluencePruner
+        >>> data = [(torch.randn(4), i % 3) for i in range(60)]
+        >>> pruner = InfluencePruner(data, budget=Budget(count=20), progress=False)
+        >>> influence_norm(pruner.measure(torch.nn.Linear(4, 3))).shape
+        torch.Size([60])
     """
     influence = scores.influence
     return influence.sample_squares().sqrt() / len(influence)
@@ -38,16 +45,30 @@ def self_influence(scores: Scores) -> Tensor:
 
     Source: Koh and Liang, "Understanding Black-box Predictions via Influence Functions", ICML 2017.
     High for rare and for mislabelled samples.
+
+    Example:
+        >>> from prunesampler import Budget, InfluencePruner
+        >>> data = [(torch.randn(4), i % 3) for i in range(60)]
+        >>> pruner = InfluencePruner(data, budget=Budget(count=20), progress=False)
+        >>> bool((self_influence(pruner.measure(torch.nn.Linear(4, 3))) >= 0).all())
+        True
     """
     influence = replace(scores.influence, metric=loss_distance)
     return influence.sample_squares() / len(influence)
 
 
 def el2n(scores: Scores) -> Tensor:
-    """Norm of the loss's gradient by the layer's outputs; for cross-entropy the error ``||p - y||``.
+    """Norm of the loss's gradient by the layer's outputs; with cross-entropy ``||p - y||``.
 
-    Source: Paul et al., "Deep Learning on a Data Diet", NeurIPS 2021, definition 2.2, there averaged
-    over networks; here it is of the network at hand.
+    Source: Paul et al., "Deep Learning on a Data Diet", NeurIPS 2021, definition 2.2. They average
+    it over several networks; here it is computed with one.
+
+    Example:
+        >>> from prunesampler import Budget, InfluencePruner
+        >>> data = [(torch.randn(4), i % 3) for i in range(60)]
+        >>> pruner = InfluencePruner(data, budget=Budget(count=20), progress=False)
+        >>> el2n(pruner.measure(torch.nn.Linear(4, 3))).shape
+        torch.Size([60])
     """
     error: Tensor = scores.measurements.delta.double().norm(dim=1)
     return error
@@ -56,7 +77,14 @@ def el2n(scores: Scores) -> Tensor:
 def grand(scores: Scores) -> Tensor:
     """Norm of the gradient by the layer's parameters: GraNd of the head.
 
-    Source: Paul et al., NeurIPS 2021, definition 2.1, there of all parameters.
+    Source: Paul et al., NeurIPS 2021, definition 2.1, where it is taken by all parameters.
+
+    Example:
+        >>> from prunesampler import Budget, InfluencePruner
+        >>> data = [(torch.randn(4), i % 3) for i in range(60)]
+        >>> pruner = InfluencePruner(data, budget=Budget(count=20), progress=False)
+        >>> grand(pruner.measure(torch.nn.Linear(4, 3))).shape
+        torch.Size([60])
     """
     return scores.measurements.rows().norms()
 
@@ -65,7 +93,14 @@ def margin(scores: Scores) -> Tensor:
     """Largest probability of another class less that of the sample's own: high for hard samples.
 
     Raises:
-        ValueError: for other losses than cross-entropy on class indices.
+        ValueError: For other losses than cross-entropy on class indices.
+
+    Example:
+        >>> from prunesampler import Budget, InfluencePruner
+        >>> data = [(torch.randn(4), i % 3) for i in range(60)]
+        >>> pruner = InfluencePruner(data, budget=Budget(count=20), progress=False)
+        >>> bool((margin(pruner.measure(torch.nn.Linear(4, 3))) <= 1).all())
+        True
     """
     hessian = scores.measurements.hessian
     labels = scores.measurements.labels
@@ -81,11 +116,18 @@ def margin(scores: Scores) -> Tensor:
 def wanted_loss(scores: Scores) -> Tensor:
     """Predicted change of the wanted samples' mean loss when a sample is removed, to first order.
 
-    ``grad(wanted loss) . s_i``: negative where removing the sample helps. Prune what harms.
+    ``grad(wanted loss) . s_i`` is negative where removing the sample helps.
     Source: Koh and Liang, ICML 2017, equation 2.
 
     Raises:
-        ValueError: when the scores hold no wanted samples.
+        ValueError: If the scores hold no wanted samples.
+
+    Example:
+        >>> from prunesampler import Budget, InfluencePruner, Target
+        >>> data = [(torch.randn(4), i % 3) for i in range(60)]
+        >>> pruner = InfluencePruner(data, budget=Budget(count=20), objective=Target(data[:6]))
+        >>> wanted_loss(pruner.measure(torch.nn.Linear(4, 3))).shape
+        torch.Size([60])
     """
     if scores.wanted is None:
         raise ValueError(
@@ -96,4 +138,4 @@ def wanted_loss(scores: Scores) -> Tensor:
 
 
 validation_loss = wanted_loss
-"""The same, in the words of the literature: the wanted samples are a validation set."""
+"""The name in the literature, where the wanted samples are a validation set."""

@@ -39,40 +39,40 @@ from prunesampler.solve.solvers import Solver
 class InfluencePruner:
     """Measures every sample of a dataset and chooses which to prune.
 
-    `select` takes one forward pass over the data, turns it into influences on the last linear
-    layer's parameters, and solves the selection problem. Model, gradients and random numbers are
-    afterwards as they were before.
+    `select` makes one pass over the data, computes each sample's influence on the parameters of the
+    last linear layer, and solves the selection problem. It leaves the model, its gradients and the
+    random numbers as they were.
 
     Args:
-        score_dataset: the training set as seen without augmentation: same length, same order.
-        budget: how much to prune.
-        head: the layer to measure, or its name: an ``nn.Linear``, a 1 x 1 convolution, or what computes
-            the same. Default: the last one that runs.
+        score_dataset: The training set without augmentation, of the same length and order.
+        budget: How much to prune.
+        head: The layer to measure, or its name: an ``nn.Linear``, a 1 x 1 convolution, or a layer
+            that computes the same. Default: the last one that runs.
         losses: ``losses(model, batch)`` returns one unreduced loss per sample, shape (b,). Default:
-            cross-entropy on a batch ``(x, y)`` or a mapping with ``labels``; for batches of another
-            form ``CrossEntropy(run=lambda model, batch: (logits, targets))``.
-        labels: class of every sample, for floors per class; default: what the loss sees.
-        gradients: function that measures a batch in place of ``head`` and ``losses``.
-        curvature: how the curvature of the loss is approximated; default `ExactCurvature()`. Give it
-            the weight decay in use as damping.
-        solver: function that finds the set; default `anneal`. Set a solver's options with
+            cross-entropy on a batch ``(x, y)`` or a mapping with ``labels``; for other batches give
+            ``CrossEntropy(run=lambda model, batch: (logits, targets))``.
+        labels: Class of every sample, for floors per class; default: the labels that the loss sees.
+        gradients: Function that measures a batch in place of ``head`` and ``losses``.
+        curvature: Approximation of the loss's curvature; default `ExactCurvature()`. Its damping
+            should be the weight decay in use.
+        solver: Function that finds the set; default `anneal`. Set a solver's options with
             ``functools.partial``.
-        batch_size: number of samples per forward pass; default: that of ``like``, else 256.
-        num_workers: number of processes that read the samples; default: as many as ``like`` has, else none.
-            With any, this process does not touch the dataset.
-        progress: whether to show progress bars.
-        seed: seed of the solver's random numbers.
-        center: whether to subtract the mean gradient (see `prunesampler.influence.influence`).
-        collate_fn: function that puts samples together, the same way each time; default: that of ``like``, else
-            torch's.
-        like: a loader to read as: its batch size, workers, collate function and pinned memory.
-        constraints: samples that must stay, and samples that must go.
-        objective: what a good set is. Default: `KeepHead`, the smallest shift of the layer; `Target`
-            is the lowest loss on samples that are wanted, `Price` puts a price on every sample.
+        batch_size: Number of samples per forward pass; default: that of ``like``, else 256.
+        num_workers: Number of processes that read the samples; default: that of ``like``, else 0.
+            With at least one, this process does not read the dataset itself.
+        progress: Whether to show progress bars.
+        seed: Seed of the solver's random numbers.
+        center: Whether to subtract the mean gradient (see `prunesampler.influence.influence`).
+        collate_fn: Deterministic function that makes a batch of samples; default: that of ``like``,
+            else torch's.
+        like: Loader whose batch size, workers, collate function and pinned memory are used.
+        constraints: Samples that must stay, and samples that must go.
+        objective: Definition of a good set: `KeepHead`, the default, for the smallest shift of the
+            layer, `Target` for the lowest loss on wanted samples, `Price` for a price per sample.
 
     Raises:
-        TypeError: for anything but a map-style dataset.
-        ValueError: for an empty dataset, a budget that does not fit it, or contradicting arguments.
+        TypeError: For anything but a map-style dataset.
+        ValueError: For an empty dataset, a budget that does not fit it, or contradicting arguments.
     """
 
     def __init__(
@@ -136,28 +136,24 @@ class InfluencePruner:
         self.dataset, self.progress = score_dataset, progress
         self._own_collate = collate_fn is not None or like is not None
         self._own_losses = gradients is None and not isinstance(losses, ClosedFormLoss)
-        self.outline: str | None = None  # once a few samples were read
-        self._probed = False  # whether the processes compared them
+        self.outline: str | None = None  # set once a few samples were read
+        self._probed = False  # whether the processes have compared their outlines
 
     def select(self, model: nn.Module) -> Selection:
         """Measure all samples with this model and choose the ones to prune.
 
-        In a run of several processes call it on all of them: each measures its part, rank 0
-        solves, and all get the same selection. It is also the one that a single process gets, if
-        that computes with as many threads per process (torchrun sets OMP_NUM_THREADS=1): another
-        number may round the forward pass differently, and annealing turns the last bit into
-        another, equally good set.
+        Call it on all processes of a run: each measures its part, rank 0 solves, and all get the
+        same selection. A single process gets that one too if it computes with as many threads
+        (torchrun sets OMP_NUM_THREADS=1). With another number of threads the forward pass may round
+        differently, and annealing may then find another, equally good set. A warning tells when the
+        set is no better than a random one, or when floors per class are off.
 
         Args:
-            model: the model as it is trained; wrappers of DistributedDataParallel and torch.compile are seen
-                through.
+            model: The model as it is trained, also in DistributedDataParallel or torch.compile.
 
         Raises:
-            ValueError: for anything about the data, the model or the budget that makes the
-                influence meaningless; the message says what and what to do.
-            RuntimeError: when another rank failed, or did not come.
-
-        Warns when the set is no better than a random one, or floors per class are off.
+            ValueError: If the data, the model or the budget make the influence meaningless.
+            RuntimeError: If another rank failed, or did not call this.
         """
         scores = self.measure(model)
         selection = choose_together(scores, self._selector.select, "solving", self.progress)
@@ -174,17 +170,17 @@ class InfluencePruner:
         model: nn.Module,
         fractions: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     ) -> Frontier:
-        """What pruning would cost at every fraction, from one pass over the data.
+        """Select at every fraction, from one pass over the data; call it on all processes.
 
-        Call it on all processes, as `select`. It changes nothing: look at it, then choose a budget,
-        or give one of its selections to ``sampler.restrict``.
+        Nothing is pruned by this: use the result to choose a budget, or give one of its selections
+        to ``sampler.restrict``.
 
         Args:
-            model: the model as it is trained.
-            fractions: shares of the dataset to prune, each in (0, 1), in any order.
+            model: The model as it is trained.
+            fractions: Shares of the dataset to prune, each in (0, 1), in any order.
 
         Raises:
-            ValueError: for no fraction, or one that cannot be met.
+            ValueError: If there is no fraction, or one cannot be met; also as in `select`.
         """
         if not len(fractions):
             raise ValueError("fractions must hold at least one fraction of the dataset to prune")
@@ -207,27 +203,23 @@ class InfluencePruner:
         return Frontier(tuple(Selection.from_bytes(part) for part in data))
 
     def redraw(self, scores: Scores | None, ages: Tensor, *, certify: bool = False) -> Selection:
-        """Another selection from scores at hand; call it on all processes.
+        """Select again from the same scores; call it on all processes.
 
         Args:
-            scores: what `measure` returned, on rank 0; None on the others.
-            ages: for how many draws in a row each sample was left out, or kept as a negative
-                number, int64, shape (n,). Zeros give what `select` gives.
-            certify: compute the Newton shift and the kept curvature too, which takes longer.
+            scores: Scores that `measure` returned on rank 0; None on the others.
+            ages: Number of draws in a row for which each sample was left out, or, as a negative
+                number, kept; int64, shape (n,). Zeros give the selection that `select` gives.
+            certify: Whether to compute the Newton shift and the kept curvature, which takes longer.
         """
         current_group().meet("redraw")
         choose = partial(self._selector.redraw, ages=ages, certify=certify)
         return choose_together(scores, choose, "redrawing", self.progress)
 
     def measure(self, model: nn.Module) -> Scores | None:
-        """One pass over the data: the scores on rank 0, None on the other processes.
+        """Measure all samples; call it on all processes. It raises the errors of `select`.
 
-        Args:
-            model: the model as it is trained.
-
-        Raises:
-            ValueError: see `select`.
-            RuntimeError: when another rank failed, or did not come.
+        Returns:
+            The scores on rank 0, None on the others.
         """
         group = self._meeting("measure")
         model = unwrap(model)
@@ -239,7 +231,7 @@ class InfluencePruner:
         def score() -> Scores | None:
             if measured is None:
                 return None
-            # One class that was only guessed from the batches is none.
+            # With custom losses, classes are guessed from the batches; a single one is discarded.
             classes = measured.labels
             guessed = (
                 self._own_losses and classes is not None and bool((classes == classes[0]).all())
@@ -253,18 +245,18 @@ class InfluencePruner:
         return together(group, score)
 
     def check(self, model: nn.Module, *, loader: DataLoader[Any] | None = None) -> None:
-        """Find out before training what cannot be measured, with a batch; call it on all processes.
+        """Measure one batch on trial, to find mistakes before training; call it on all processes.
 
-        That is: the layer, precisions, the size of the curvature, the collate function, losses without
-        curvature, samples that differ between processes; with ``loader``, also what its batches will be
-        once samples are pruned. Losses that are not finite are let pass: they may become so.
+        It checks the layer, precisions, the size of the curvature, the collate function, the
+        losses' curvature and that all processes read the same samples. Losses that are not finite
+        pass, since they may be finite later.
 
         Args:
-            model: the model as it is trained.
-            loader: the training loader, or None.
+            model: The model as it is trained.
+            loader: The training loader, to check its batches in pruned epochs too, or None.
 
         Raises:
-            ValueError: see `select`; also for a layer that the curvature finds too large.
+            ValueError: As in `select`; also for a layer that is too large for the curvature.
 
         Example:
             >>> import torch
@@ -292,21 +284,21 @@ class InfluencePruner:
         return self.outline
 
     def lend_collate(self, collate_fn: Callable[[list[Any]], Any]) -> None:
-        """Put samples together with this, unless the pruner was given something else."""
+        """Make batches with this function, unless the pruner was given its own."""
         if not self._own_collate:
             self._measurer.reading = replace(self.reading, collate_fn=collate_fn)
 
     def scores_from(self, state: Mapping[str, Any]) -> Scores:
-        """Scores from their ``state_dict``, without a pass over the data; on rank 0.
+        """Build scores from their ``state_dict`` on rank 0, without a pass over the data.
 
         Raises:
-            ValueError: when the state is not whole, or of another dataset.
+            ValueError: If the state is incomplete, or belongs to another dataset.
         """
         measurements, wanted = read_measurements(state, self.num_samples)
         return replace(self._selector.scores(measurements, wanted, 0.0), layer=read_layer(state))
 
     def _meeting(self, what: str) -> Group:
-        """The processes, once all have come; the first time they also compare a few samples."""
+        """Wait for all processes, and return their group; the first time, compare samples."""
         group = current_group()
         group.meet(what)
         together(group, self._check_size)
@@ -326,7 +318,7 @@ class InfluencePruner:
             )
 
     def _say_without_classes(self, scores: Scores) -> None:
-        """Warn, once, when floors per class were asked for and nothing tells the classes."""
+        """Warn, once, when floors per class were asked for but the classes are unknown."""
         if self._own_losses and scores.labels is None and self.budget.min_per_class:
             self._own_losses = False
             warn(
@@ -337,12 +329,12 @@ class InfluencePruner:
             )
 
     def _datasets(self) -> list[Dataset[Any]]:
-        """What is measured: the dataset, and the samples that the objective wants, if any."""
+        """The dataset, and the samples that the objective wants, if any."""
         wanted = self._selector.objective.wanted
         return [self.dataset] if wanted is None else [self.dataset, wanted]
 
     def _settings(self) -> bytes:
-        """What must be the same on all ranks, by its content."""
+        """The content of all settings that must be the same on all ranks."""
         chosen = self._selector
         constraints = (chosen.constraints or Constraints()).indices(self.num_samples)
         numbers = [self.num_samples, self.reading.batch_size, chosen.seed, repr(self.budget)]

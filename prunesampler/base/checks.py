@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 SEEDS = 2**64
-"""Number of seeds: the generators of the searches and of torch hold 64 bits."""
+"""Number of valid seeds: the generators of the solvers and of torch take 64 bits."""
 
 
 def warn(message: str) -> None:
-    """Warn at the line outside this package that led here, which is the one the user can change.
+    """Warn at the line outside this package that called it, which is the one the user can change.
 
     Example:
         >>> with warnings.catch_warnings(record=True) as caught:
@@ -28,7 +28,7 @@ def warn(message: str) -> None:
         'the learning rate ends early'
     """
     frame, level = sys._getframe(), 1
-    # With the separator: a user's prunesampler_project beside the package is outside of it.
+    # With the separator, since a user's folder prunesampler_project beside the package is outside.
     package = os.path.dirname(os.path.dirname(__file__)) + os.sep
     while frame.f_back and (
         frame.f_code.co_filename.startswith(package) or frame.f_code.co_filename == "<string>"
@@ -195,7 +195,7 @@ def check_state(state: Mapping[str, Any], owner: str, version: int, keys: set[st
     """Check that a state dict has all keys and this version.
 
     Raises:
-        ValueError: If a key is missing, or the version is another.
+        ValueError: If a key is missing, or the version is different.
 
     Example:
         >>> check_state({"version": 1}, "Sampler", 1, {"version", "epoch"})

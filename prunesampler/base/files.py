@@ -1,4 +1,4 @@
-"""Files without pickle: tensors and JSON in one safetensors file, safe to read from anyone."""
+"""Files without pickle: tensors and JSON in one safetensors file, safe to read whoever wrote it."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def unpack_state(data: bytes) -> dict[str, Any]:
     """The state in a file that `pack_state` wrote.
 
     Raises:
-        ValueError: If it is not such a file.
+        ValueError: If it is not a whole file of this kind.
 
     Example:
         >>> unpack_state(b"something else")

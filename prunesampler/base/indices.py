@@ -1,4 +1,4 @@
-"""Orders and sets of indices, and how a state stores a set of them."""
+"""Orders and sets of indices, and how a state stores a set."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 from prunesampler.base.checks import checked_indices
 
 MANY_PASSES = 1000
-"""From this number of passes on, all of them are shuffled at once."""
+"""From this number of passes on, all passes are shuffled at once."""
 
 
 def permutations(size: int, passes: int, generator: torch.Generator) -> Tensor:
-    """Random orders of 0 to size - 1, one for each pass, behind one another, int64.
+    """Random orders of 0 to size - 1, one for each pass, one after another, int64.
 
     Example:
         >>> permutations(3, passes=2, generator=torch.Generator().manual_seed(0)).bincount()
@@ -41,7 +41,7 @@ def encode(kept: Tensor, size: int) -> str:
 
 
 def decode(code: Any, size: int) -> Tensor:
-    """Kept samples, int64, ascending, from what `encode` wrote, or from indices as in older states.
+    """Kept samples, int64, ascending, from what `encode` wrote or, in older states, from indices.
 
     Raises:
         TypeError: If indices are not whole numbers.

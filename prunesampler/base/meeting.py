@@ -16,10 +16,10 @@ from prunesampler.base.checks import warn
 # Ranks reach a call at different times: rank 0 may have evaluated the model before it.
 MEETING_LIMIT = timedelta(minutes=30)
 MEETING_NOTICE = timedelta(minutes=1)
-# Inside a call the others wait for rank 0 to solve, which may rightly take hours.
+# Inside a call the others wait for rank 0 to solve, which may take hours.
 WORK_LIMIT = timedelta(hours=12)
 
-# Weak on both sides: a group lives until the user calls destroy_process_group, and no longer.
+# Weak keys and values: a group lives until the user calls destroy_process_group, and no longer.
 _gloo_groups: WeakKeyDictionary[dist.ProcessGroup, ReferenceType[dist.ProcessGroup]]
 _gloo_groups = WeakKeyDictionary()
 
@@ -29,6 +29,12 @@ def gloo_group(rank: int, world: int) -> dist.ProcessGroup:
 
     Raises:
         RuntimeError: If gloo is not available or cannot connect, or if some ranks do not ask.
+
+    Example:
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> gloo_group(rank=0, world=1).size()
+        1
+        >>> dist.destroy_process_group()
     """
     default = dist.group.WORLD
     assert default is not None
@@ -56,7 +62,7 @@ def gloo_group(rank: int, world: int) -> dist.ProcessGroup:
 
 
 def _leave(group: ReferenceType[dist.ProcessGroup], process: int) -> None:
-    """Destroy the group at exit unless the user has: its threads would abort the interpreter."""
+    """Destroy the group at exit, unless the user did: its threads would abort the interpreter."""
     left = group()
     if left is not None and dist.is_initialized() and os.getpid() == process:
         dist.destroy_process_group(left)
@@ -65,13 +71,18 @@ def _leave(group: ReferenceType[dist.ProcessGroup], process: int) -> None:
 def wait_for_all(rank: int, world: int, call: str) -> None:
     """Wait until all ranks have begun as many calls as this one.
 
-    They count in the store through which they found each other. That needs no connection yet, tells
-    every rank who is missing, and leaves nothing changed for a rank that comes late.
+    They count their calls in the store of ``torch.distributed``. This needs no connection between
+    ranks, tells every rank which ones are missing, and is undone if it fails.
 
     Raises:
-        RuntimeError: If some do not come in time.
+        RuntimeError: If some ranks do not call in time.
+
+    Example:
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> wait_for_all(rank=0, world=1, call="select")
+        >>> dist.destroy_process_group()
     """
-    from torch.distributed.distributed_c10d import _get_default_store  # private; so in 2.6 to 2.14
+    from torch.distributed.distributed_c10d import _get_default_store  # private, from 2.6 to 2.14
 
     store, began, noticed, pause = _get_default_store(), time.monotonic(), False, 0.001
     own, everyone = f"prunesampler/{rank}", "prunesampler/all"

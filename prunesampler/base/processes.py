@@ -15,7 +15,7 @@ from prunesampler.base.meeting import gloo_group, wait_for_all
 
 T = TypeVar("T")
 
-PIECE = 2**26  # bytes of a tensor that travel at once
+PIECE = 2**26  # bytes of a tensor that are sent at once
 
 SAME_ARGUMENTS = (
     "so training would hang or use samples twice; build and load them with the same arguments on "
@@ -46,7 +46,7 @@ class Group(Protocol):
         """Wait for all ranks to begin this call.
 
         Raises:
-            RuntimeError: If some do not come in time, or begin another call.
+            RuntimeError: If some ranks do not call in time, or begin another call.
         """
 
     def gather(self, rows: Tensor, places: list[Tensor]) -> Tensor | None:
@@ -86,7 +86,7 @@ class Group(Protocol):
 
 
 class LocalGroup:
-    """One process, which waits for nobody and compares nothing.
+    """A single process, which has no other to wait for or to compare with.
 
     Example:
         >>> group = LocalGroup()
@@ -125,9 +125,15 @@ class LocalGroup:
 class ProcessGroup:
     """All processes of ``torch.distributed``, which accelerate and torchrun scripts set up.
 
-    Whatever backend they train with, the collectives here run over gloo and on the CPU, where their
-    data is already: they take no device memory, and do not get in the way of the training's own.
+    Whatever backend training uses, the collectives here run over gloo and on the CPU, where their
+    data already is: they take no device memory, and do not interfere with those of training.
     The gloo group is made at the first collective. See :class:`Group` for the methods.
+
+    Example:
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> ProcessGroup().broadcast_bytes(b"from rank 0")
+        b'from rank 0'
+        >>> dist.destroy_process_group()
     """
 
     def __init__(self) -> None:
@@ -140,7 +146,7 @@ class ProcessGroup:
         self.check_equal("the calls", call.encode())
 
     def gather(self, rows: Tensor, places: list[Tensor]) -> Tensor | None:
-        """Send the rows to rank 0, which takes memory for all of them once, and for one piece."""
+        """Send the rows to rank 0, which needs memory for all of them, and for one piece."""
         shape, group = rows.shape[1:], gloo_group(self.rank, self.world)
 
         def make_room() -> Tensor | None:
@@ -218,9 +224,9 @@ class ProcessGroup:
 
 
 def _flat_bytes(tensor: Tensor) -> Tensor:
-    """The content of a tensor as flat bytes on the CPU, since gloo does not know every dtype.
+    """The content of a tensor as flat bytes on the CPU, since gloo does not support every dtype.
 
-    They share memory with a contiguous tensor on the CPU.
+    The bytes share memory with the tensor if it is contiguous and on the CPU.
     """
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     return plain.view(-1).view(torch.uint8)
@@ -243,10 +249,10 @@ def check_world(processes: int, num_replicas: int) -> None:
 
     Args:
         processes: Number of processes of the accelerator.
-        num_replicas: Number of parts that the sampler makes.
+        num_replicas: Number of parts into which the sampler divides the samples.
 
     Raises:
-        ValueError: If the sampler divides them too, or the accelerator knows other processes.
+        ValueError: If the sampler divides them too, or the numbers of processes differ.
 
     Example:
         >>> check_world(processes=1, num_replicas=1)

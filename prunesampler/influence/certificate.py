@@ -1,4 +1,4 @@
-"""What a set of pruned samples does to the parameters: predicted and proved."""
+"""How pruning a set of samples changes the parameters: predictions and proved bounds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.rows import CHUNK
 
 LANCZOS_STEPS, LANCZOS_TOLERANCE = 80, 1e-4
-"""Most steps towards the smallest eigenvalue, and the relative change at which they end."""
+"""Largest number of steps, and the relative change of the eigenvalue at which they end."""
 
 
 def newton_shift(kept: Factorised, influence: Influence, pruned: Tensor) -> Tensor:
@@ -26,9 +26,9 @@ def newton_shift(kept: Factorised, influence: Influence, pruned: Tensor) -> Tens
     NeurIPS 2019, compare both).
 
     Args:
-        kept: curvature of the samples that stay; an approximate one gives an approximate step.
-        influence: of all samples.
-        pruned: indices of the samples that go.
+        kept: Curvature of the samples that stay; an approximate one gives an approximate step.
+        influence: Influence of all samples.
+        pruned: Indices of the pruned samples.
 
     Example:
         >>> from prunesampler.influence.factorised import IdentityFactorised
@@ -44,18 +44,19 @@ def curvature_share(
 ) -> float:
     """Smallest generalised eigenvalue of the kept samples' curvature against that of all.
 
-    The kept samples' mean loss curves, in every direction, at least by this share of what the mean
-    loss of all samples does: near one nothing was lost, near zero some direction is held by the
-    damping alone, and predictions along it are worth little. Both curvatures hold the damping.
+    In every direction, the mean loss of the kept samples has at least this share of the curvature
+    that the mean loss of all samples has. Near one nothing was lost; near zero some direction has
+    little curvature but the damping, and predictions along it are worth little. Both curvatures
+    include the damping.
 
-    By Lanczos' iteration on ``H_kept^-1 H``, which is symmetric in the inner product of ``H``. It
-    comes from above; the error is of the order of 1e-4 of the value where it converged in 80 steps.
+    Computed by Lanczos' iteration on ``H_kept^-1 H``, which is symmetric in the inner product of
+    ``H``. It converges from above; once it has, the relative error is about 1e-4.
 
     Args:
-        kept: curvature of the samples that stay.
-        full: curvature of all samples.
-        shape: (K, D) of the parameters.
-        seed: of the first direction.
+        kept: Curvature of the samples that stay.
+        full: Curvature of all samples.
+        shape: Shape (K, D) of the parameters.
+        seed: Seed of the random first direction.
 
     Example:
         >>> from prunesampler.influence.factorised import IdentityFactorised
@@ -103,9 +104,9 @@ def convex_bound(influence: Influence, pruned: Tensor, penalty: float) -> float:
     norm over ``penalty``.
 
     Args:
-        influence: of all samples, centred, at the optimum of the full objective.
-        pruned: indices that go.
-        penalty: the objective holds ``penalty / 2`` times the squared norm, bias included.
+        influence: Influence of all samples, centred, at the optimum of the full objective.
+        pruned: Indices of the pruned samples.
+        penalty: The objective adds ``penalty / 2`` times the squared norm, bias included.
 
     Example:
         >>> influence = Influence.from_vectors(torch.tensor([[1.0], [-1.0], [3.0], [-3.0]]))
@@ -117,15 +118,15 @@ def convex_bound(influence: Influence, pruned: Tensor, penalty: float) -> float:
 
 
 def loss_bound(bound: float, inputs: Tensor, lipschitz: float) -> float:
-    """Proved bound on the change of the mean loss over any samples.
+    """Proved bound on the change of the mean loss of any given samples.
 
     Moving the parameters by a matrix of norm b moves a sample's outputs by at most b times the norm
     of its input, and its loss by at most the Lipschitz constant times that.
 
     Args:
-        bound: on the shift of the parameters, as of :func:`convex_bound`.
-        inputs: of the layer, with the one for the bias, shape (t, D): the samples to hold it for.
-        lipschitz: of the loss by the outputs; the square root of 2 for cross-entropy.
+        bound: Bound on the shift of the parameters, such as that of :func:`convex_bound`.
+        inputs: Inputs of the layer for the samples, with the one for the bias, shape (t, D).
+        lipschitz: Lipschitz constant of the loss in the outputs; sqrt(2) for cross-entropy.
 
     Example:
         >>> loss_bound(0.5, torch.tensor([[3.0, 4.0], [0.0, 1.0]]), lipschitz=2.0)
@@ -142,10 +143,19 @@ def kept_curvature(
     """Curvature of the samples that stay, and its share of the full one (`curvature_share`).
 
     Args:
-        curvature: how it is factorised.
-        measurements: measurements of all samples.
-        influence: of all samples.
-        pruned: indices of the samples that go; with none the curvature is the full one.
+        curvature: Factorises the measurements of the samples that stay.
+        measurements: Measurements of all samples.
+        influence: Influence of all samples.
+        pruned: Indices of the pruned samples; without any the curvature is the full one.
+
+    Example:
+        >>> from prunesampler import IdentityCurvature
+        >>> from prunesampler.influence.hessians import DiagonalHessian
+        >>> one = torch.ones(3, 1)
+        >>> measured = Measurements(one, one, DiagonalHessian(one), one[:, 0])
+        >>> influence = Influence.from_vectors(one)
+        >>> kept_curvature(IdentityCurvature(), measured, influence, torch.tensor([0]))[1]
+        1.0
     """
     full = influence.factorised
     if not len(pruned):
@@ -155,13 +165,13 @@ def kept_curvature(
 
 
 def random_shift(influence: Influence, size: int, seed: int, draws: int = 5) -> float:
-    """Mean first-order shift norm of random sets: what a selection is to be held against.
+    """Mean norm of the first-order shifts of random sets, to compare a selection with.
 
     Args:
-        influence: of all samples.
-        size: samples to prune.
-        seed: of the draws.
-        draws: sets to average over.
+        influence: Influence of all samples.
+        size: Number of samples to prune.
+        seed: Seed of the random sets.
+        draws: Number of sets to average over.
 
     Example:
         >>> influence = Influence.from_vectors(torch.tensor([[1.0], [-1.0], [3.0], [-3.0]]))
@@ -176,17 +186,26 @@ def random_shift(influence: Influence, size: int, seed: int, draws: int = 5) -> 
 def random_newton_shift(
     curvature: Curvature, measurements: Measurements, influence: Influence, size: int, seed: int
 ) -> float | None:
-    """Norm of the Newton shift of one random set, or None for the empty one.
+    """Norm of the Newton shift of one random set, or None if no sample is to be pruned.
 
-    The set is the first that :func:`random_shift` draws. Its kept samples' curvature is needed for
-    this one shift alone, so it is not factorised where there is a cheaper way.
+    The set is the first that :func:`random_shift` draws. The curvature of the samples that stay is
+    needed for this one shift alone, so it is not factorised where there is a cheaper way.
 
     Args:
-        curvature: of the selection that is held against it.
-        measurements: measurements of all samples.
-        influence: of all samples.
-        size: samples to prune.
-        seed: of the draw.
+        curvature: The curvature that the selection uses.
+        measurements: Measurements of all samples.
+        influence: Influence of all samples.
+        size: Number of samples to prune.
+        seed: Seed of the random set.
+
+    Example:
+        >>> from prunesampler import IdentityCurvature
+        >>> from prunesampler.influence.hessians import DiagonalHessian
+        >>> one, gradients = torch.ones(2, 1), torch.tensor([[3.0], [-3.0]])
+        >>> measured = Measurements(gradients, one, DiagonalHessian(one), one[:, 0])
+        >>> influence = Influence.build(measured.rows(), IdentityCurvature().factorise(measured))
+        >>> random_newton_shift(IdentityCurvature(), measured, influence, size=1, seed=0)
+        3.0
     """
     if not size:
         return None

@@ -1,4 +1,4 @@
-"""Conjugate gradients: solves a linear system by products with its matrix alone."""
+"""Conjugate gradients: apply the inverse of a matrix, given only products with the matrix."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def conjugate_gradients(
     """``A^-1 target`` for a symmetric positive definite ``A``, preconditioned, in float64.
 
     Residuals are measured in the norm of the preconditioner. The iterate grows from zero, so if the
-    steps run out, the answer is too short, not too long. The iteration also ends early, with what it
-    has reached, where rounding leaves no direction in which ``A`` is positive.
+    steps run out, its norm is too small, not too large. The iteration also ends early where rounding
+    leaves no direction in which ``A`` is positive.
 
     Source: Hestenes and Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems", 1952.
 
@@ -31,7 +31,7 @@ def conjugate_gradients(
         product: Maps x to ``A x``, both of the shape of ``target``.
         target: Right-hand side, of any shape.
         precondition: Maps r to ``M^-1 r``, with M near A, symmetric and positive definite.
-        tolerance: Largest residual in the end, as a share of the first.
+        tolerance: Largest final residual, as a share of the first.
         most_steps: Largest number of products.
 
     Example:

@@ -1,8 +1,9 @@
-"""Curvature of the loss by a linear layer's parameters, and its inverse.
+"""Curvature of the loss with respect to a linear layer's parameters, and its inverse.
 
 The curvature is the mean generalised Gauss-Newton matrix (GGN) of the measured samples,
-``H = (1/n) sum_i H_i ⊗ a_i a_i^T + damping I``, where ``H_i`` is the loss's Hessian by the C outputs
-and ``a_i`` the layer's input. For a linear layer under its loss, GGN and Hessian are the same.
+``H = (1/n) sum_i H_i ⊗ a_i a_i^T + damping I``, where ``H_i`` is the loss's Hessian with respect to
+the C outputs and ``a_i`` the layer's input. If the outputs go straight into the loss, GGN and
+Hessian are the same.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ SINGLE = 1e-5
 DEFAULT_DAMPING = 1e-3
 """Damping as a share of the curvature's mean eigenvalue, where none is given."""
 SEARCH_DAMPING = 1e-2
-"""Largest damping for whitened rows, as the same share."""
+"""Largest damping of whitened rows, as a share of the mean eigenvalue."""
 
 
 class Curvature(Protocol):
     """Turns measurements into a factorised curvature.
 
-    A curvature of your own inherits from this class and writes ``factorise``; the rest follows.
+    For a curvature of your own, inherit from this class and write ``factorise``.
     """
 
     def factorise(self, measurements: Measurements, damping: float | None = None) -> Factorised:
@@ -42,7 +43,7 @@ class Curvature(Protocol):
 
         Args:
             measurements: The measured samples.
-            damping: Replaces the damping that the curvature was made with.
+            damping: Replaces the curvature's own damping.
         """
 
     def apply_inverse_once(
@@ -50,31 +51,31 @@ class Curvature(Protocol):
     ) -> Tensor:
         """``H^-1 matrix`` with the curvature of these samples, for this one matrix.
 
-        Where one matrix takes less work than a factorisation, this takes the shorter way to the same
-        answer.
+        By default the curvature is factorised; override this where one matrix takes less work.
 
         Args:
             measurements: The measured samples.
             matrix: Shape (K, D).
-            near: A factorised curvature of the same kind close to theirs; its damping is used.
+            near: A factorised curvature of the same kind, close to that of these samples; its
+                damping is used.
         """
         return self.factorise(measurements, near.damping).apply_inverse(matrix)
 
     def check(self, measurements: Measurements, num_samples: int) -> None:
-        """Find out from a few samples what would fail with all of them; by default nothing.
+        """Check on a few samples whether all can be factorised; by default this checks nothing.
 
         Args:
-            measurements: Measurements of any of the samples.
+            measurements: Measurements of a few of the samples.
             num_samples: Number of samples in all.
 
         Raises:
-            ValueError: If it would fail, with the reason and the way out.
+            ValueError: If they cannot; the message says why, and what to do.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class _DampedCurvature(Curvature):
-    """A curvature that is damped and cannot do without being curved."""
+    """A curvature with damping, for losses that are curved."""
 
     damping: float | None = None
 
@@ -88,10 +89,10 @@ class _DampedCurvature(Curvature):
         """Check that a loss of the user's own has curvature.
 
         Raises:
-            ValueError: If these samples show that it has none.
+            ValueError: If it has none on these samples.
         """
         del num_samples
-        # Closed forms have it, though a network may be certain of these few samples for the moment.
+        # Closed forms have curvature, even if it vanishes on a few samples that the model is sure of.
         if isinstance(measurements.hessian, DenseHessian):
             check_curved(measurements, self.damping)
 
@@ -100,10 +101,10 @@ class _DampedCurvature(Curvature):
 class ExactCurvature(_DampedCurvature):
     """The GGN itself: one matrix of size R = K * D, factorised once for all samples.
 
-    K is C - 1 for cross-entropy (softmax does not see a shift of all outputs), else C; D is the
-    layer's inputs plus one for the bias. Time: ``n R^2 / 2 + R^3 / 6`` multiply-adds to factorise
-    and ``n R^2 / 2`` to whiten. Peak memory: ``4 n R`` bytes for the whitened rows, ``32 R^2`` for
-    matrices.
+    K is C - 1 for cross-entropy (softmax is invariant to a shift of all outputs), else C; D is the
+    number of the layer's inputs, plus one for the bias. Time: ``n R^2 / 2 + R^3 / 6`` multiply-adds
+    to factorise and ``n R^2 / 2`` to whiten. Peak memory: ``4 n R`` bytes for the whitened rows and
+    ``32 R^2`` for matrices.
 
     Args:
         damping: Added to the diagonal; give the weight decay in use. By default 1e-3 of the mean
@@ -126,7 +127,7 @@ class ExactCurvature(_DampedCurvature):
         """Check the size R of the matrix, and that a loss of the user's own has curvature.
 
         Raises:
-            ValueError: If R is above ``max_size``, or these samples show that the loss has none.
+            ValueError: If R is above ``max_size``, or the loss has no curvature on these samples.
         """
         self._check_size(measurements, num_samples)
         super().check(measurements, num_samples)
@@ -145,7 +146,7 @@ class ExactCurvature(_DampedCurvature):
     def factorise(
         self, measurements: Measurements, damping: float | None = None
     ) -> ExactFactorised:
-        """Factorise the mean GGN with its damping, and with the smaller one of whitened rows.
+        """Factorise the mean GGN twice: with its damping, and with the smaller one of whitened rows.
 
         Raises:
             ValueError: If R is above ``max_size``, or the curvature is not positive definite.
@@ -161,7 +162,7 @@ class ExactCurvature(_DampedCurvature):
             matrix = measurements.gauss_newton(torch.float64)
         light = max(SINGLE * largest, min(chosen, SEARCH_DAMPING * float(matrix.trace()) / size))
         light_cholesky, _ = _damp_and_factorise(matrix, light)
-        cholesky, failed = _damp_and_factorise(matrix, chosen - light)  # in all chosen
+        cholesky, failed = _damp_and_factorise(matrix, chosen - light)  # chosen in all
         if failed:
             raise ValueError(
                 f"the curvature is not positive definite with damping={chosen:.3g}, beside a largest "
@@ -177,8 +178,8 @@ class ExactCurvature(_DampedCurvature):
     ) -> Tensor:
         """``H^-1 matrix`` by conjugate gradients on the GGN itself, preconditioned with ``near``.
 
-        Its norm is right to about a thousandth where there are more samples than parameters. With
-        far fewer, and a small damping, the steps may run out; then the answer is too short.
+        Its norm is accurate to about a thousandth where there are more samples than parameters. With
+        far fewer samples and a small damping the steps may run out; then its norm is too small.
         """
 
         def product(direction: Tensor) -> Tensor:
@@ -191,8 +192,8 @@ class ExactCurvature(_DampedCurvature):
 class KroneckerCurvature(_DampedCurvature):
     """Kronecker approximation (KFAC): mean output Hessian ⊗ mean outer product of inputs.
 
-    Cheap, for layers of any size, and **not exact even for one linear layer**, unless inputs and
-    output Hessians are independent. Every number reported with it inherits the error.
+    It is cheap for layers of any size, but **not exact even for one linear layer**, unless inputs
+    and output Hessians are independent. Every number reported with it inherits the error.
 
     Source: Martens and Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate
     Curvature", ICML 2015.
@@ -213,7 +214,7 @@ class KroneckerCurvature(_DampedCurvature):
     def factorise(
         self, measurements: Measurements, damping: float | None = None
     ) -> KroneckerFactorised:
-        """Factorise both small matrices.
+        """Factorise both Kronecker factors into eigenvalues and eigenvectors.
 
         Raises:
             ValueError: If the damping is zero, or no damping is given and the curvature is zero.
@@ -235,7 +236,7 @@ class KroneckerCurvature(_DampedCurvature):
 
 @dataclass(frozen=True)
 class IdentityCurvature(Curvature):
-    """No curvature: influence is the centred gradient over n. A baseline, and for tests.
+    """No curvature: influence is the centred gradient over n. For baselines and tests.
 
     Example:
         >>> from prunesampler import Budget, InfluencePruner
@@ -250,15 +251,15 @@ class IdentityCurvature(Curvature):
     def factorise(
         self, measurements: Measurements, damping: float | None = None
     ) -> IdentityFactorised:
-        """The identity, whatever the samples."""
+        """Return the identity, whatever the samples."""
         del measurements, damping
         return IdentityFactorised()
 
 
 def _damp_and_factorise(matrix: Tensor, damping: float) -> tuple[Tensor, bool]:
-    """Add damping to the matrix itself, and return its Cholesky factor and whether there is none.
+    """Add damping to the matrix in place; return its Cholesky factor, and whether there is none.
 
-    In place, since at R = 8,192 a copy would take another half GiB.
+    At R = 8,192 a copy would take another half GiB.
     """
     matrix.diagonal().add_(damping)
     cholesky, failed = torch.linalg.cholesky_ex(matrix)
@@ -269,7 +270,7 @@ def check_curved(measurements: Measurements, damping: float | None) -> None:
     """Check that there is curvature, or a damping in its place.
 
     Raises:
-        ValueError: If there is neither, naming what is zero, the outputs' part or the inputs'.
+        ValueError: If there is neither; the message says which is zero, the loss's or the inputs'.
 
     Example:
         >>> from prunesampler import SquaredError

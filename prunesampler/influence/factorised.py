@@ -27,17 +27,17 @@ class Factorised(Protocol):
     def whiten(self, rows: RankOne) -> RankOne:
         """Rows in coordinates where the curvature is about the identity: ``L^-1 g``, ``H = L L^T``.
 
-        Solvers work there because all directions weigh the same. Under any invertible map a sum is
-        zero where it was before; reported norms never come from here.
+        Solvers work in these coordinates because all directions weigh the same. A set that shifts
+        nothing does so in any coordinates; reported norms never come from whitened rows.
         """
 
     def squares(self, rows: RankOne, mean: Tensor, power: int) -> Tensor | None:
         """``(g_i - mean)^T H^-power (g_i - mean)`` for every row, shape (n,), float64.
 
-        None where no closed form is known; then the inverse is applied to every row.
+        None if no closed form is known; then the inverse is applied to every row.
 
         Args:
-            rows: n matrices ``g_i`` of shape (K, D).
+            rows: N matrices ``g_i`` of shape (K, D).
             mean: Subtracted from every row, shape (K, D), float64.
             power: 1 or 2.
         """
@@ -49,7 +49,7 @@ class ExactFactorised:
 
     Args:
         cholesky: Lower triangular factor, shape (R, R), float64.
-        light: The factor with the smaller damping that whitened rows use.
+        light: Lower triangular factor with the smaller damping that whitened rows use.
         damping: Multiple of the identity in ``cholesky``.
 
     Example:
@@ -65,7 +65,7 @@ class ExactFactorised:
     def apply_inverse(self, matrix: Tensor) -> Tensor:
         """``H^-1`` applied to matrices of shape (..., K, D), float64."""
         lower, flat = self.cholesky, matrix.double().reshape(-1, len(self.cholesky))
-        # torch.cholesky_solve does the same, but copies the matrix first: seven times as long.
+        # torch.cholesky_solve would take seven times as long, since it copies the matrix first.
         half = torch.linalg.solve_triangular(lower, flat.T, upper=False)
         whole: Tensor = torch.linalg.solve_triangular(lower.T, half, upper=True)
         return whole.T.reshape(matrix.shape)
@@ -81,8 +81,8 @@ class ExactFactorised:
     def whiten(self, rows: RankOne) -> RankOne:
         """``L^-1 g_i``: dense rows of shape (1, R), float32, ``4 n R`` bytes.
 
-        ``L`` is ``light``, with less damping: where damping outweighs the curvature, rows would be
-        short, and a search would be slow to balance them.
+        ``L`` is ``light``, with less damping: where damping outweighs the curvature, rows would have
+        small norms, and annealing would be slow to balance them.
         """
         lower = self.light.float()
         white = torch.empty(len(rows), len(lower), device=lower.device)
@@ -126,7 +126,7 @@ class KroneckerFactorised:
         return self.left_vectors @ (rotated * scale) @ self.right_vectors.T
 
     def squares(self, rows: RankOne, mean: Tensor, power: int) -> Tensor:
-        """See :class:`Factorised`; in the eigenvectors' coordinates the curvature is diagonal."""
+        """See :class:`Factorised`; in the basis of eigenvectors the curvature is diagonal."""
         weights = self._values() ** -power
         centre = self.left_vectors.T @ mean @ self.right_vectors
         turned = (
@@ -136,7 +136,7 @@ class KroneckerFactorised:
         return torch.cat([chunk.squares(centre, weights) for chunk in turned])
 
     def whiten(self, rows: RankOne) -> RankOne:
-        """Rows whitened by each Kronecker factor alone, so still rank one: ``4 n (K + D)`` bytes.
+        """Rows whitened by each factor separately, so still rank one: ``4 n (K + D)`` bytes.
 
         The damping is split between the factors in proportion to their mean eigenvalues.
         """

@@ -1,4 +1,4 @@
-"""Second derivatives of per-sample losses by the outputs of a layer."""
+"""Second derivatives of per-sample losses with respect to the outputs of a layer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class OutputHessian(Protocol):
-    """Second derivative of each sample's loss by the layer's C outputs."""
+    """Second derivative of each sample's loss with respect to the layer's C outputs."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors held, with first dimension n, by the names the constructor takes them by."""
+        """All tensors held, with first dimension n, by the names of the constructor's arguments."""
 
     def dense(self, basis: Tensor) -> Tensor:
         """``basis^T H_i basis`` for every sample, shape (n, K, K), for a basis of shape (C, K)."""
@@ -26,15 +26,15 @@ class OutputHessian(Protocol):
         """Sum of all ``H_i``, shape (C, C), float64, in no more memory than the tensors held."""
 
     def basis(self) -> Tensor:
-        """Orthonormal columns that span what the loss can see, shape (C, K), float64."""
+        """Orthonormal columns that span the directions that change the loss, (C, K), float64."""
 
 
 @dataclass(frozen=True)
 class SoftmaxHessian:
     """Hessian of the cross-entropy: ``w_i (diag p_i - p_i p_i^T)``.
 
-    Softmax does not see a shift of all outputs, so the all-ones direction carries no curvature and
-    no gradient. The basis leaves it out: C - 1 Helmert columns.
+    Softmax is invariant to a shift of all outputs, so along the all-ones direction curvature and
+    gradient are zero. The basis leaves it out: C - 1 Helmert columns.
 
     Args:
         probabilities: Softmax of the outputs, shape (n, C).
@@ -149,7 +149,7 @@ class DenseHessian(_FullHessian):
 
 
 def helmert(size: int) -> Tensor:
-    """Orthonormal basis of the vectors of length ``size`` that sum to zero, float64.
+    """Orthonormal basis of the vectors of ``size`` numbers that sum to zero, float64.
 
     Returns:
         Shape (size, size - 1); column k is constant on the first k + 1 rows.

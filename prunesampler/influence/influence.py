@@ -1,12 +1,12 @@
 """Influence of training samples on the parameters of a linear layer.
 
-All conventions live here, once:
+All conventions are defined here:
 
 * n samples were measured; the parameters are a matrix of shape (K, D).
 * The gradient of sample i is rank one, ``g_i = left_i ⊗ right_i``: K + D numbers, not K * D.
 * ``H`` is the mean generalised Gauss-Newton matrix plus ``damping`` times the identity.
-* Influence: ``s_i = (1/n) H^-1 (g_i - gbar)``. Subtracting the mean gradient ``gbar`` makes groups
-  right: at an optimum it equals putting the weight-decay gradient inside every ``g_i``.
+* Influence: ``s_i = (1/n) H^-1 (g_i - gbar)``. Subtracting the mean gradient ``gbar`` makes sums
+  over groups correct: at an optimum it adds the weight-decay gradient to every ``g_i``.
 * Removing the m samples of a set S moves the parameters, to first order, by
   ``shift(S) = n / (n - m) * sum of s_i over S``.
 
@@ -27,7 +27,7 @@ from prunesampler.influence.factorised import Factorised, IdentityFactorised
 from prunesampler.influence.rows import RankOne
 
 Metric = Callable[[Factorised, Tensor], Tensor]
-"""How long a shift is: the metric's matrix applied to a shift, or to a stack of them.
+"""Applies the matrix of a metric to a shift, or to a stack of them.
 
 The squared norm of a shift x is its inner product with ``metric(factorised, x)``.
 """
@@ -58,15 +58,15 @@ def loss_distance(factorised: Factorised, shift: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Influence:
-    """Influence vectors of n samples, never written out: gradients, a factorised curvature.
+    """Influence of n samples, held as gradients and a factorised curvature, never written out.
 
     Args:
-        gradients: per-sample gradients, n rank-one matrices of shape (K, D).
-        mean: what is subtracted from every gradient, shape (K, D), float64.
-        factorised: the curvature, factorised.
-        whitened: the gradients whitened, float32, of any shape; solvers search among these.
-        whitened_mean: what is subtracted from every whitened row, float64.
-        metric: the norm of budgets and reports. It does not change where solvers search.
+        gradients: Per-sample gradients, n rank-one matrices of shape (K, D).
+        mean: Subtracted from every gradient, shape (K, D), float64.
+        factorised: The factorised curvature.
+        whitened: The whitened gradients, float32, of any shape; solvers search among these.
+        whitened_mean: Subtracted from every whitened row, float64.
+        metric: Defines the norm in budgets and reports; solvers search the same rows in any case.
 
     Example:
         >>> vectors = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
@@ -91,13 +91,13 @@ class Influence:
         center: bool = True,
         metric: Metric = parameter_distance,
     ) -> Influence:
-        """Whiten the gradients and fix the mean.
+        """Whiten the gradients and compute the means.
 
         Args:
-            gradients: per-sample gradients, shape (K, D) each.
-            factorised: curvature of the same parameters.
-            center: subtract the mean gradient. ``False`` gives the paper's literal vectors.
-            metric: `parameter_distance` or `loss_distance`.
+            gradients: Per-sample gradients, shape (K, D) each.
+            factorised: Factorised curvature of the same parameters.
+            center: Whether to subtract the mean gradient. ``False`` gives the paper's own vectors.
+            metric: Either `parameter_distance` or `loss_distance`.
         """
         whitened = factorised.whiten(gradients)
         weight = 1.0 / len(gradients) if center else 0.0
@@ -106,9 +106,9 @@ class Influence:
 
     @classmethod
     def from_vectors(cls, vectors: Tensor) -> Influence:
-        """Take any vectors, shape (n, P), as centred influence: for other scores and for tests.
+        """Use any vectors, shape (n, P), as influence: for other scores and for tests.
 
-        The group shift is then ``n / (n - m)`` times the sum of ``vectors[i] - mean``.
+        The shift of a set is then ``n / (n - m)`` times its sum of ``vectors[i] - mean``.
         """
         rows = RankOne.from_vectors((vectors - vectors.mean(0)) * len(vectors))
         return cls.build(rows, IdentityFactorised())
@@ -125,12 +125,12 @@ class Influence:
         """First-order change of the parameters when ``pruned`` is removed, shape (K, D), float64.
 
         Args:
-            pruned: indices, int64, shape (m,), m < n.
+            pruned: Indices of the pruned samples, int64, shape (m,), m < n.
         """
         return self.factorised.apply_inverse(self.gradient_sum(pruned)) / (len(self) - len(pruned))
 
     def shift_norm(self, pruned: Tensor) -> float:
-        """Norm of :meth:`shift`: in the units of the parameters, unless the metric is another."""
+        """Norm of :meth:`shift` in the metric, by default in the units of the parameters."""
         return self.norm(self.shift(pruned))
 
     def norm(self, shift: Tensor) -> float:
@@ -140,10 +140,10 @@ class Influence:
         return float((shift * self.metric(self.factorised, shift)).sum().clamp(min=0).sqrt())
 
     def effects(self, gradient: Tensor) -> Tensor:
-        """``gradient . s_i`` for every sample: what its removal does to a loss with this gradient.
+        """``gradient . s_i`` of every sample: how its removal changes a loss with this gradient.
 
         Args:
-            gradient: shape (K, D).
+            gradient: Gradient of the loss, shape (K, D).
 
         Returns:
             Shape (n,), float64.
@@ -156,10 +156,10 @@ class Influence:
         """Inner product, in the metric, of every ``H^-1 (g_i - gbar)`` with ``H^-1 gradient``.
 
         Args:
-            gradient: shape (K, D).
+            gradient: Any gradient, shape (K, D).
 
         Returns:
-            Shape (n,), float64. One solve for all n: nothing of size (n, K * D) is made.
+            Shape (n,), float64. The inverse is applied twice in all, not to each of the n samples.
         """
         dual = self.factorised.apply_inverse(
             self.metric(self.factorised, self.factorised.apply_inverse(gradient))
@@ -172,7 +172,7 @@ class Influence:
         return (shifts * self.metric(self.factorised, shifts)).sum((1, 2))
 
     def sample_squares(self) -> Tensor:
-        """:meth:`squares` of every centred gradient, shape (n,), in bounded memory."""
+        """The :meth:`squares` of all centred gradients, shape (n,), in bounded memory."""
         closed = None
         if self.metric is parameter_distance:
             closed = self.factorised.squares(self.gradients, self.mean, 2)

@@ -14,16 +14,16 @@ from prunesampler.influence.rows import CHUNK, RankOne
 
 @dataclass(frozen=True)
 class Measurements:
-    """Everything that is kept of n samples; it stands for the measured layer from here on.
+    """All that is known of n samples once they are measured; neither model nor data is used again.
 
     Memory: ``4 n (2 C + D + 4)`` bytes with cross-entropy in float32.
 
     Args:
-        delta: Gradient of each loss by the layer's outputs, shape (n, C).
+        delta: Gradient of each loss with respect to the layer's outputs, shape (n, C).
         inputs: Inputs of the layer, shape (n, D); the last column is one if the layer has a bias.
-        hessian: Second derivative of each loss by the outputs.
+        hessian: Second derivative of each loss with respect to the outputs.
         losses: Loss of each sample, shape (n,).
-        labels: Class of each sample, int64, shape (n,), where the loss knows it.
+        labels: Class of each sample, int64, shape (n,), or None if unknown.
 
     Example:
         >>> from prunesampler import SquaredError
@@ -67,7 +67,7 @@ class Measurements:
         diagonal are computed.
 
         Args:
-            dtype: Precision of the products; by default that of the tensors held.
+            dtype: Precision of the products; by default that of the measurements.
         """
         basis = self.hessian.basis()
         outputs, inputs = self.shape
@@ -87,9 +87,8 @@ class Measurements:
     def curvature_product(self, matrix: Tensor) -> Tensor:
         """Mean GGN without damping, applied to a matrix of shape (K, D); shape (K, D), float64.
 
-        ``mean of B^T H_i B matrix a_i a_i^T``, with the basis B of the loss: two thin products per
-        chunk of samples, in the precision of the inputs, added up in float64. Nothing of size R is
-        made.
+        This is the mean of ``B^T H_i B matrix a_i a_i^T``, with the basis B of the loss: two thin
+        products per chunk of samples, in the precision of the inputs, added up in float64.
         """
         basis = self.hessian.basis().to(self.inputs.device)
         outputs = basis @ matrix.double()
@@ -127,7 +126,7 @@ class Measurements:
         return parts[0]._with({n: torch.cat([tensors[n] for tensors in held]) for n in common})
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Every tensor held, by name; those of the Hessian as well."""
+        """All tensors held, by name, including those of the Hessian."""
         held = {"delta": self.delta, "inputs": self.inputs, "losses": self.losses}
         held |= {f"hessian.{name}": tensor for name, tensor in self.hessian.tensors.items()}
         return held if self.labels is None else {**held, "labels": self.labels}

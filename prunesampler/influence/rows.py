@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 CHUNK = 1024
-"""Rows handled at a time: bounds memory, and changes results only by rounding."""
+"""Rows handled at a time, to bound memory; it changes results only by rounding."""
 DENSE_BYTES = 2**26
-"""Most memory for matrices written out in float64 at a time: 1024 matrices of 8,192 numbers."""
+"""Most bytes of float64 matrices written out at a time: 1024 matrices of 8,192 numbers."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class RankOne:
         """Sum of the chosen matrices (all by default), shape (K, D), accumulated in float64."""
         if indices is None:
             chosen = self.chunks()
-        else:  # a chunk at a time: all at once would be a copy of nearly everything
+        else:  # a chunk at a time: all at once would copy nearly everything
             at = indices.to(self.left.device)
             chosen = (self[at[k : k + CHUNK]] for k in range(0, len(at), CHUNK))
         total = torch.zeros(self.shape, dtype=torch.float64, device=self.left.device)
@@ -97,7 +97,7 @@ class RankOne:
         return (torch.cat(own) + rest).clamp(min=0)
 
     def flat(self) -> Tensor:
-        """Every matrix written out, shape (n, K * D): K * D / (K + D) times the memory, so for chunks."""
+        """Every matrix written out, shape (n, K * D), in K * D / (K + D) times the memory."""
         return (self.left[:, :, None] * self.right[:, None, :]).flatten(1)
 
     @classmethod

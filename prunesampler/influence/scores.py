@@ -26,15 +26,15 @@ HESSIANS: dict[str, type[OutputHessian]] = {
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """All that selecting needs: selections of any size can be taken from it, again and again.
+    """All that a selection needs; any number of selections, of any size, can be made from it.
 
     Args:
-        measurements: what was measured of the n samples.
-        influence: of the same samples.
-        labels: class of every sample from 0 on, int64, shape (n,), or None where unknown.
-        wanted: mean gradient of the objective's wanted samples, shape (K, D), float64, or None.
-        seconds: what measuring and the curvature took, by name.
-        layer: name of the scored layer in the model, or None where it is not known.
+        measurements: Measurements of n samples.
+        influence: Influence of the same samples.
+        labels: Class of every sample from 0 on, int64, shape (n,), or None if unknown.
+        wanted: Mean gradient of the objective's wanted samples, shape (K, D), float64, or None.
+        seconds: Seconds that measuring and the curvature took, by name.
+        layer: Name of the measured layer in the model, or None if unknown.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -54,7 +54,7 @@ class Scores:
     layer: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Measurements as plain tensors; the influence is built anew from them."""
+        """Measurements as plain tensors, from which the influence can be built again."""
         held = self.measurements
         return {
             "delta": held.delta,
@@ -63,16 +63,16 @@ class Scores:
             "labels": held.labels,
             "hessian": type(held.hessian).__name__,
             "hessian_tensors": dict(held.hessian.tensors),
-            "validation": self.wanted,  # the key of states that were saved before
+            "validation": self.wanted,  # under the key that older states have
             "layer": self.layer,
         }
 
 
 def class_labels(labels: Tensor | None, num_samples: int) -> Tensor | None:
-    """Labels as classes from 0 on, int64, shape (n,); numbered anew where they are far apart.
+    """Labels as classes from 0 on, int64, shape (n,); renumbered if most numbers are unused.
 
     Raises:
-        ValueError: when there is not one of at least 0 for every sample, or but one class.
+        ValueError: If there is not one label of at least 0 per sample, or there is only one class.
 
     Example:
         >>> class_labels(torch.tensor([0, 2, 1, 2]), 4).tolist()
@@ -93,10 +93,10 @@ def class_labels(labels: Tensor | None, num_samples: int) -> Tensor | None:
 
 
 def read_layer(state: Mapping[str, Any]) -> str | None:
-    """Name of the scored layer from :meth:`Scores.state_dict`; None in states of older releases.
+    """Name of the measured layer from :meth:`Scores.state_dict`; None in states of older releases.
 
     Raises:
-        ValueError: when it is no name.
+        ValueError: If it is not a string.
 
     Example:
         >>> read_layer({"layer": "fc"}), read_layer({})
@@ -114,7 +114,14 @@ def read_measurements(
     """Measurements and the wanted samples' mean gradient from :meth:`Scores.state_dict`.
 
     Raises:
-        ValueError: when they are not whole, or of another number of samples.
+        ValueError: If they are incomplete or damaged, or of another number of samples.
+
+    Example:
+        >>> one = torch.ones(3, 1)
+        >>> state = {"delta": one, "inputs": one, "losses": one[:, 0], "labels": None}
+        >>> state |= {"hessian": "DiagonalHessian", "hessian_tensors": {"values": one}}
+        >>> len(read_measurements({**state, "validation": None}, num_samples=3)[0])
+        3
     """
     try:
         hessian = HESSIANS[state["hessian"]](**state["hessian_tensors"])

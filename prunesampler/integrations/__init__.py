@@ -1,1 +1,1 @@
-"""Where frameworks own the training loop: each module needs the framework of its name."""
+"""Callbacks for frameworks that own the training loop; each module needs its framework."""

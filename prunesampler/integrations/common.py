@@ -19,15 +19,15 @@ from prunesampler.train.epochs import EpochsPlan
 
 
 def require(packages: tuple[str, ...], minimum: str, extra: str) -> None:
-    """Check that one of these packages is installed and new enough; a release candidate is.
+    """Check that one of these packages is installed and new enough; release candidates count.
 
     Args:
-        packages: names of packages, any of which will do.
-        minimum: oldest version that works.
-        extra: extra of prunesampler that installs one.
+        packages: Names of packages, any of which will do.
+        minimum: Oldest version that works.
+        extra: Extra of prunesampler that installs one.
 
     Raises:
-        ImportError: when none is, with the command that installs it.
+        ImportError: If none is; the message holds the command that installs one.
 
     Example:
         >>> require(("torch",), "2.0", "lightning")
@@ -53,7 +53,7 @@ def require(packages: tuple[str, ...], minimum: str, extra: str) -> None:
 def _numbers(text: str) -> tuple[float, float]:
     """Major and minor number of a version; infinite where it has none."""
     found = re.match(r"\D*(\d+)(?:\.(\d+))?", text)
-    if found is None:  # a build of somebody's own, and no reason to refuse it
+    if found is None:  # a custom build is not refused
         return (math.inf, math.inf)
     return (int(found[1]), int(found[2] or 0))
 
@@ -62,16 +62,15 @@ class HoldsPruning:
     """Makes the `prunesampler.PruningCallback` that a framework's callback drives.
 
     The arguments are those of `prunesampler.PruningCallback`, without the number of epochs, which the
-    framework knows. The framework shares out the batches too: leave the sampler's ``num_replicas``
-    at 1.
+    framework knows. It also shares out the batches, so leave the sampler's ``num_replicas`` at 1.
 
     Args:
-        sampler: sampler of the training loader, or, for data that the trainer itself makes, a function
-            of the trainer that returns it. It is called once in a run, when it is first needed.
-        pruner: pruner over the same samples, or a function of the trainer that returns it.
+        sampler: Sampler of the training loader or, if the trainer makes its data, a function of the
+            trainer that returns it. It is called once in a run, when it is first needed.
+        pruner: Pruner over the same samples, or a function of the trainer that returns it.
 
     Raises:
-        ValueError: for numbers out of range, or a pruner over another number of samples.
+        ValueError: For numbers out of range, or a pruner over another number of samples.
 
     Example:
         As a base class, with the methods that the framework calls::
@@ -79,6 +78,11 @@ class HoldsPruning:
             class MyCallback(HoldsPruning, FrameworkCallback):
                 def on_epoch_end(self, trainer):
                     self.pruning.on_epoch_end(trainer.epoch, trainer.model)
+
+        >>> from prunesampler import Budget
+        >>> pruner = InfluencePruner(range(6), budget=Budget(count=2))
+        >>> HoldsPruning(InfluencePrunedSampler(range(6)), pruner).pruning.planned_lengths(7)
+        [6, 6, 6, 6, 6, 4, 4]
     """
 
     def __init__(
@@ -105,24 +109,24 @@ class HoldsPruning:
             scores_dir=scores_dir,
             on_error=on_error,
         )
-        # Of a run of any length, and of the one at hand once its length is known.
+        # The plan of a run of any length, and that of the current run once its length is known.
         self._any_plan = EpochsPlan(warmup_epochs, refresh_every, redraw_every, final_full_epochs)
         self._plan = self._any_plan
         self._trainer: Any = None  # once it is known
         self._log: Callable[[dict[str, float], int], Any] | None = None
         self._held: PruningCallback | None = None
         self._before: Selection | None = None  # the last selection of a run that goes on
-        self._waiting: Mapping[str, Any] | None = None  # a state, until there is what it is of
+        self._waiting: Mapping[str, Any] | None = None  # a state, until it can be loaded
         self._late = _is_function(sampler) or _is_function(pruner)
         if not self._late:
             self._hold()
 
     @property
     def pruning(self) -> PruningCallback:
-        """The `prunesampler.PruningCallback` that is driven.
+        """The `prunesampler.PruningCallback` that the framework's callback drives.
 
         Raises:
-            RuntimeError: when sampler or pruner are functions of a trainer that is not known yet.
+            RuntimeError: If sampler or pruner are functions of a trainer that is not known yet.
         """
         return self._held or self._hold()
 
@@ -137,70 +141,70 @@ class HoldsPruning:
         return None if self._held is None else self._held.selection
 
     def meet(self, trainer: Any) -> None:
-        """Learn the trainer of the run, with which functions of the trainer are called."""
+        """Set the trainer of the run, which is passed to functions of the trainer."""
         self._trainer = trainer
 
     def expect_epochs(self, epochs: int | None) -> None:
-        """Learn from the framework how long the run is, or that it does not know."""
+        """Set the number of epochs of the run; None if the framework does not know it."""
         self._plan = self._any_plan if epochs is None else self._any_plan.lasting(epochs)
         if self._held is not None:
             self._held.plan = self._plan
 
     def log_to(self, log: Callable[[dict[str, float], int], Any]) -> None:
-        """Send the figures of every selection, and the step, to this function."""
+        """Call this function with the figures of every selection, and the step."""
         self._log = log
         if self._held is not None:
             self._held.log = log
 
     def state_dict(self) -> dict[str, Any]:
-        """See `prunesampler.PruningCallback.state_dict`; empty before there is any data."""
+        """As `prunesampler.PruningCallback.state_dict`; empty before there is any data."""
         if self._held is None:
             return dict(self._waiting or {})
         return self._held.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """See `prunesampler.PruningCallback.load_state_dict`; kept until there is any data."""
+        """As `prunesampler.PruningCallback.load_state_dict`; waits until there is data."""
         if self._held is None and self._trainer is None:
             self._waiting = state_dict
         else:
             self.pruning.load_state_dict(state_dict)
 
     def begin_run(self, *, anew: bool) -> None:
-        """Forget an earlier run or go on from it, and call functions of the trainer again.
+        """Begin or continue a run, and let functions of the trainer be called again.
 
-        A trainer that makes its data at the beginning of a run makes other objects each time.
+        They are called again because a trainer may make new data at the beginning of each run.
 
         Args:
-            anew: whether the run begins with its first epoch.
+            anew: Whether the run begins with its first epoch.
         """
         held = self._held
         if held is None:
             return
         if anew:
             held.reset()
-        held.sampler.called()  # it will be: no need to wait for it
+        held.sampler.called()  # the framework will call it, so no warning is needed
         if self._late:
             self._held, self._waiting = None, None if anew else held.state_dict()
             self._before = None if anew else held.selection
 
     def _hold(self) -> PruningCallback:
-        """Make the callback, and give it what came before there was one."""
+        """Make the callback, and pass on what was set before it existed."""
         made = self._make(*self._objects())
         made.plan, made.log, made.managed = self._plan, self._log, True
         made.selection = self._before
         if self._trainer is not None:
-            made.sampler.called()  # it will be: no need to wait for it
+            made.sampler.called()  # the framework will call it, so no warning is needed
         if self._waiting is not None:
             made.load_state_dict(self._waiting)
         self._held, self._waiting = made, None
         return made
 
     def _objects(self) -> tuple[Any, Any]:
-        """Sampler and pruner, from the functions that make them if need be.
+        """The sampler and the pruner, made by their functions where functions were given.
 
         Raises:
-            RuntimeError: when the trainer that they are functions of is not known yet.
-            TypeError: when one is neither a sampler or pruner nor a function that returned one.
+            RuntimeError: If a function was given and the trainer is not known yet.
+            TypeError: If the result is not a sampler and a pruner.
         """
         if self._late and self._trainer is None:
             raise RuntimeError(
@@ -220,5 +224,5 @@ class HoldsPruning:
 
 
 def _is_function(given: Any) -> bool:
-    """Whether this is a function that makes a sampler or a pruner, and not one itself."""
+    """Whether this is a function that makes a sampler or a pruner."""
     return callable(given) and not hasattr(given, "num_samples")

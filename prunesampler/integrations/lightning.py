@@ -18,31 +18,31 @@ if TYPE_CHECKING:
 
 require(("lightning", "pytorch_lightning"), "2.4", "lightning")
 
-# Two packages with the same content and classes of their own: whichever a user's Trainer is from.
+# Both packages have the same content but their own classes; a user's Trainer is from either.
 BASES = [
     import_module(name).Callback
     for name in ("lightning.pytorch", "pytorch_lightning")
     if find_spec(name.partition(".")[0])
 ]
 
-# So many epochs after the last time Lightning makes the training loader again: a negative number means
-# at once, even before the first epoch of a run, when none has passed since.
+# Lightning makes the training loader again after this number of epochs; a negative number means at
+# once, even before the first epoch of a run.
 AT_ONCE = -1
 
 
 class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
     """Prunes the sampler of a Lightning run, for ``Trainer(callbacks=[...])``.
 
-    Arguments are those of `prunesampler.PruningCallback`, see `HoldsPruning` for the few differences.
+    The arguments are those of `prunesampler.PruningCallback`; `HoldsPruning` lists the differences.
 
     The loader may come from ``fit(train_dataloaders=)`` or from a ``train_dataloader`` hook that
     always returns a loader around this one sampler. Lightning counts a loader's batches, and in
     data-parallel runs its samples, only when it makes the loader: so after each change of the kept set
     the training loader is made again. Validation then runs at the end of every epoch as before.
 
-    State is in Lightning's checkpoints. A checkpoint that was written before the epoch's selection, at
-    the end of validation, is caught up on when the run resumes. To resume within an epoch use torchdata's
-    StatefulDataLoader: Lightning does not skip the batches of another.
+    Lightning's checkpoints hold the state. If one was written before its epoch's selection, at the
+    end of validation, the selection is made when the run resumes. To resume within an epoch use
+    torchdata's StatefulDataLoader: Lightning does not skip batches of other loaders.
 
     Where ``setup()`` of a DataModule or of the LightningModule makes the data, give functions of the
     trainer, which are called after that, once in each ``fit``::
@@ -103,10 +103,10 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
         self._join(trainer, late=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check who shares out the samples, and make up for a selection that a checkpoint missed.
+        """Check who shares out the samples, and make a selection that the checkpoint missed.
 
         Raises:
-            ValueError: when samples would be shared out twice or not at all, when validation comes
+            ValueError: If samples would be shared out twice or not at all, when validation comes
                 after more batches than a pruned epoch has, or when a run cannot be resumed from here.
         """
         self._join(trainer, late=True)
@@ -131,13 +131,13 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose the order; Lightning tells the sampler its epoch in runs of one process only."""
+        """Set the sampler's epoch, which Lightning does in runs of one process only."""
         self._join(trainer, late=True)
         trainer.reload_dataloaders_every_n_epochs = self._every
         self.sampler.set_epoch(trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Select if it is time, and then have the training loader made again."""
+        """Select if that is due, and then let Lightning make the training loader again."""
         epoch = trainer.current_epoch
         # With max_steps, Lightning goes through the end of an epoch again when it resumes from there.
         if epoch >= self._over:
@@ -154,16 +154,16 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
             self.meet(None)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """See `prunesampler.PruningCallback.load_state_dict`."""
+        """As `prunesampler.PruningCallback.load_state_dict`."""
         super().load_state_dict(state_dict)
         self._restored, self._over = True, int(state_dict.get("epochs_ended", 0))
 
     def _join(self, trainer: Trainer, *, late: bool = False) -> None:
-        """Learn how long the run is, and whether it goes on from an earlier one.
+        """Find out how long the run is, and whether it continues an earlier one.
 
         Args:
-            trainer: trainer of the run that begins.
-            late: whether to do nothing if this was done before.
+            trainer: Trainer of the run that begins.
+            late: Whether to do nothing if this was done before.
         """
         if late and self._trainer is trainer:
             return

@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer: a callback that prunes, and a mixin that lets it."""
+"""The Hugging Face Trainer: a callback that prunes, and a mixin that gives it the sampler."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CONSTANT = 'InfluencePrunedSampler(..., epoch_length="constant")'
 class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
     """Prunes the sampler of a Hugging Face Trainer; needs `PruningTrainerMixin` in the trainer.
 
-    Arguments are those of `prunesampler.PruningCallback`, see `HoldsPruning` for the few differences.
+    The arguments are those of `prunesampler.PruningCallback`; `HoldsPruning` lists the differences.
 
     The Trainer counts steps and epochs once, from the full loader. So prefer a sampler with
     ``epoch_length="constant"``: every count, the schedule, accumulation and resuming are then as
@@ -45,10 +45,9 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
     gradients over batches that do not divide an epoch, and cannot take ``max_steps``: all three are
     refused. The fractions of epochs in its log are of a full epoch.
 
-    The pruner puts samples together as the Trainer does, with its ``data_collator`` and without the
-    columns that the model does not take, unless it was given a ``collate_fn`` or a loader to read as.
-    For a trainer that makes its dataset itself, give functions of the trainer that return the sampler
-    and the pruner.
+    The pruner makes batches as the Trainer does, with its ``data_collator`` and without the columns
+    that the model does not take, unless it was given ``collate_fn=`` or ``like=``. If the trainer
+    makes its dataset itself, give functions of the trainer that return the sampler and the pruner.
 
     Every checkpoint holds the state as ``pruning.safetensors``; the Trainer's loggers receive the kept
     samples, the shift and the seconds of every selection.
@@ -69,7 +68,7 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **others: Any,  # the Trainer passes what it has, by name
     ) -> None:
-        """Refuse what cannot work, learn how long the run is, and forget an earlier run."""
+        """Refuse settings that cannot work, set the run's length, and forget an earlier run."""
         if state.is_hyper_param_search:
             raise ValueError(
                 "a hyperparameter search trains many times, but a sampler serves one run; build "
@@ -95,7 +94,7 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **others: Any,
     ) -> None:
-        """Make up for a selection, if the checkpoint of a resumed run was saved before it."""
+        """Make the selection that a resumed run's checkpoint was saved before, if any."""
         epoch = int(state.epoch or 0)
         self.pruning.catch_up(epoch, others["model"], step=state.global_step)
 
@@ -106,7 +105,7 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **others: Any,
     ) -> None:
-        """Select if it is time."""
+        """Select if that is due."""
         epoch = math.ceil(state.epoch) - 1
         self.pruning.on_epoch_end(epoch, others["model"], step=state.global_step)
 
@@ -126,7 +125,7 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
         """Restore the state that a checkpoint's folder holds.
 
         Raises:
-            ValueError: when it has none, or the run cannot be resumed.
+            ValueError: If it holds no state, or the run cannot be resumed.
         """
         file = Path(checkpoint) / FILE
         if not file.exists():
@@ -149,7 +148,7 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
         return _steps(lengths, args, args.gradient_accumulation_steps)
 
     def _check_shrinking(self, args: TrainingArguments) -> None:
-        """Refuse what the Trainer cannot do with epochs that get shorter."""
+        """Refuse settings that the Trainer cannot combine with epochs that get shorter."""
         budget, accumulated = self.pruning.pruner.budget, args.gradient_accumulation_steps
         why = None
         if args.auto_find_batch_size:
@@ -189,23 +188,22 @@ def _steps(lengths: list[int], args: TrainingArguments, accumulated: int) -> int
 
 @dataclass(frozen=True)
 class TrainersCollate:
-    """Puts samples together as a Trainer does; pairs ``(x, y)``, which it does not know, as torch does.
+    """Makes batches as a Trainer does; batches of pairs ``(x, y)`` as torch does.
 
     Args:
-        collate: the Trainer's collator, after removal of the columns that the model does not take.
-        own: whether the collator is one of transformers, which are for mappings only.
+        collate: The Trainer's collator, after removal of the columns that the model does not take.
+        own: Whether the collator is one of transformers, which take mappings only.
 
     Example:
-        As `PruningTrainerMixin` lends it to the pruner::
-
-            pruner.lend_collate(TrainersCollate(trainer.data_collator, own=True))
+        >>> TrainersCollate(lambda items: items, own=True)([(1, 2), (3, 4)])
+        [tensor([1, 3]), tensor([2, 4])]
     """
 
     collate: Callable[[list[Any]], Any]
     own: bool
 
     def __call__(self, items: list[Any]) -> Any:
-        """Put these samples together into one batch."""
+        """Make one batch of these samples."""
         pairs = isinstance(items[0], (tuple, list, Tensor))
         return default_collate(items) if pairs and self.own else self.collate(items)
 
@@ -223,7 +221,7 @@ class PruningTrainerMixin:
         """The trainer's one `PruningCallback`.
 
         Raises:
-            TypeError: when there is none, or more than one.
+            TypeError: If there is none, or more than one.
         """
         handler = self.callback_handler  # type: ignore[attr-defined]
         found = [part for part in handler.callbacks if isinstance(part, PruningCallback)]
@@ -241,7 +239,7 @@ class PruningTrainerMixin:
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
-        """Forget an earlier run, before the Trainer counts the batches, and train."""
+        """Train, after an earlier run was forgotten; the Trainer counts batches after that."""
         self._pruning().begin_run(anew=True)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)  # type: ignore[misc]
 
@@ -288,7 +286,7 @@ class PruningTrainerMixin:
         return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc, no-any-return]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Restore what is pruned along with the optimizer."""
+        """Restore the pruning state along with the optimizer."""
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         if checkpoint is not None:
             self._pruning().resume(checkpoint)

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 MOST_FIELDS = 64
 """A longer list in an item is a text or a sequence of numbers, not a list of fields."""
 OWN_FORM = "pass losses=CrossEntropy(run=lambda model, batch: (logits, targets))"
-"""The way out for batches and models of any other form; all losses have the same ``run=``."""
+"""What errors advise for batches and models of any other form; all losses take ``run=``."""
 
 
 def model_output(output: Any) -> Tensor:
     """The tensor in a model's output: the output itself, or its ``logits``.
 
     Raises:
-        TypeError: If it is neither.
+        TypeError: If there is no tensor in it.
 
     Example:
         >>> model_output({"loss": None, "logits": torch.ones(2)})
@@ -140,12 +140,12 @@ def _in_precision_of(model: nn.Module, inputs: Any) -> Any:
 def classes_in(batch: Any, size: int, width: int) -> Tensor | None:
     """The classes in a batch of unknown form, int64, shape (b,), or None.
 
-    They serve floors per class only: whole numbers, one per sample, each the number of an output.
+    They must be whole numbers, one per sample, each the index of an output; only floors use them.
 
     Args:
         batch: Any batch.
         size: Number of samples b in it.
-        width: Number of outputs of the layer.
+        width: Number of outputs C of the layer.
 
     Example:
         >>> classes_in((torch.randn(2, 3), torch.tensor([1, 0])), size=2, width=2)
@@ -178,7 +178,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if hasattr(type(batch), "to"):
         moved = batch.to(device)
         return batch if moved is None else moved  # None from a batch that moves itself in place
-    if isinstance(batch, dict) and type(batch) is not dict:  # as one whose keys are attributes
+    if isinstance(batch, dict) and type(batch) is not dict:  # such as one whose keys are attributes
         same = copy.copy(batch)
         same.update({key: to_device(value, device) for key, value in batch.items()})
         return same
@@ -192,7 +192,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def content(item: Any) -> bytes:
-    """A hash of an item or a batch, of its tensors, arrays, images, numbers and texts.
+    """A hash of the tensors, arrays, images, numbers and texts in an item or a batch.
 
     Example:
         >>> content({"x": torch.ones(2)}) == content({"x": torch.ones(2)})

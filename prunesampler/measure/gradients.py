@@ -1,12 +1,12 @@
 """Per-sample gradients of a linear layer, from one forward pass.
 
-For a linear layer used once per sample, ``z = W a + b``, the gradient of sample i's loss by (W, b) is
-``delta_i ⊗ [a_i, 1]`` with ``delta_i`` the gradient by z. So a hook on the layer is enough: no backward
-pass runs through the rest of the network.
+For a linear layer used once per sample, ``z = W a + b``, the gradient of sample i's loss with respect
+to (W, b) is ``delta_i ⊗ [a_i, 1]``, where ``delta_i`` is its gradient with respect to z. So a hook on
+the layer is enough: no backward pass runs through the rest of the network.
 
-A layer may also be applied at several positions of a sample, as a classifier of every token of which
-one is picked, or a 1 x 1 convolution whose outputs are pooled. If the loss sees only a weighted sum
-``z_i = sum over p of w_ip (W a_ip + b)`` of the outputs, that is a linear layer too, with inputs
+A layer may also be applied at several positions of a sample, such as a classifier of tokens of which
+one is picked, or a 1 x 1 convolution whose outputs are pooled. If the loss depends only on a weighted
+sum ``z_i = sum over p of w_ip (W a_ip + b)`` of the outputs, that is a linear layer too, with inputs
 ``sum over p of w_ip [a_ip, 1]``, and the gradient is still rank one. This is checked.
 """
 
@@ -40,7 +40,7 @@ from prunesampler.measure.positions import (
 from prunesampler.measure.taps import ALIGNED, Tap, attached
 
 MAX_DENSE_OUTPUTS = 128
-"""Largest number C of outputs whose Hessians, C * C numbers a sample, autograd computes."""
+"""Largest number C of outputs for which autograd computes Hessians, C * C numbers per sample."""
 CHECKED = 1e-2
 """Largest relative difference from autograd's gradient, in full precision."""
 
@@ -49,12 +49,12 @@ class GradientSource(Protocol):
     """Measures the samples of one batch."""
 
     def __call__(self, model: nn.Module, batch: Any) -> Measurements:
-        """Gradients of every sample in the batch, in its order."""
+        """Measurements of all samples in the batch, in its order."""
 
 
 @dataclass(frozen=True)
 class HeadGradients:
-    """Gradients of the losses by one linear layer.
+    """Gradients of the losses with respect to one linear layer.
 
     Args:
         head: The layer, a module of the model or its name: an ``nn.Linear``, a 1 x 1 convolution, or
@@ -62,7 +62,7 @@ class HeadGradients:
         losses: One loss per sample. ``CrossEntropy``, ``BinaryCrossEntropy`` and ``SquaredError`` are
             used in closed form if the model's output is the layer's output, or a weighted sum of it
             over positions. Anything else, any function ``(model, batch) -> (b,)``, is differentiated
-            automatically by the layer's output.
+            automatically with respect to the layer's output.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
@@ -119,7 +119,7 @@ def _summed_inputs(tap: Tap, weights: Tensor | None) -> Tensor:
 
 
 def _position_weights(outputs: Tensor, tap: Tap) -> tuple[Tensor, Tensor | None] | None:
-    """Weights w with which the layer's outputs, summed over positions, are the model's output.
+    """Weights w with which the layer's outputs, summed over positions, give the model's output.
 
     Returns:
         That sum in full precision, shape (b, C), and w, shape (b, P), or None for w if the outputs
@@ -136,7 +136,7 @@ def _position_weights(outputs: Tensor, tap: Tap) -> tuple[Tensor, Tensor | None]
 
 
 def _differentiate(values: Tensor, tap: Tap) -> tuple[Derivatives, Tensor | None]:
-    """Gradient and Hessian of the losses by the layer's output, by automatic differentiation.
+    """Gradient and Hessian of the losses with respect to the layer's output, by autograd.
 
     Returns:
         Both for the sum over positions, and the weights of the positions, shape (b, P), or None if
@@ -209,10 +209,10 @@ def check_gradient(source: HeadGradients, model: nn.Module, batch: Any) -> None:
     """Compare a batch's gradients with those that autograd finds for the layer's weight.
 
     This finds anything that changes a weight on its way into the layer's output, even a normalisation
-    that happens to change nothing at the moment.
+    that happens to have no effect at the moment.
 
     Args:
-        source: The gradients to check.
+        source: Measures the gradients to check.
         model: The model in evaluation mode, on the batch's device.
         batch: A batch that the losses of ``source`` take.
 
@@ -234,7 +234,7 @@ def check_gradient(source: HeadGradients, model: nn.Module, batch: Any) -> None:
     found = found.flatten(1).to(measured.inputs)
     predicted = measured.delta.T @ measured.inputs[:, : found.shape[1]]
     tolerance = CHECKED if weight.element_size() > 2 else 2 * ROUNDING
-    # Where all samples are easy, what automatic differentiation leaves of them is rounding.
+    # Where all samples are easy, what autograd finds is mostly rounding.
     rounding = 1e-5 * float(measured.inputs.norm(dim=1).sum())
     if (found - predicted).norm() > tolerance * found.norm() + rounding:
         raise ValueError(

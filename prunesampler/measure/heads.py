@@ -1,4 +1,4 @@
-"""Which layer of a network is measured: the last linear one that runs, whatever its type."""
+"""Finds the layer of a network to measure: the last linear one that runs, whatever its type."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PER_TOKEN = "one loss per sequence is not supported yet; per token neither"
 
 @dataclass(frozen=True)
 class Head:
-    """A layer that was found.
+    """The layer that was found in a model.
 
     Args:
         name: Name of the layer in the model.
@@ -145,7 +145,7 @@ def check_unreduced(values: Any, size: int) -> None:
 
 
 def find_layer(model: nn.Module, head: nn.Module | str) -> tuple[str, nn.Module]:
-    """Name and module of a layer that is given by either.
+    """Name and module of a layer that is given as one of them.
 
     Raises:
         ValueError: If the model has no such layer, or its weight is not trained for it alone: it is
@@ -202,7 +202,7 @@ def _check_trained(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def _looks_linear(layer: nn.Module) -> bool:
-    """Whether a layer's type says that it is linear at every position; its outputs decide."""
+    """Whether a layer is linear at every position by its type; its outputs may show otherwise."""
     if isinstance(layer, CONVOLUTIONS):
         return weight_matrix(layer) is not None and layer.groups == 1
     return isinstance(layer, nn.Linear)
@@ -230,7 +230,7 @@ def find_head(model: nn.Module, batch: Any, losses: Losses, size: int) -> Head:
     """The last linear layer that runs: the one with no other between it and the loss.
 
     The output of every linear layer is cut from the graph; those that the loss still depends on are
-    last. Of several, it is the one that is trained.
+    last. If there are several, the trained one is taken.
 
     Args:
         model: The model in evaluation mode, on the batch's device.
@@ -239,7 +239,7 @@ def find_head(model: nn.Module, batch: Any, losses: Losses, size: int) -> Head:
         size: Number of samples in the batch.
 
     Raises:
-        ValueError: If there is none, or several that cannot be told apart, or it is not trained.
+        ValueError: If there is no such layer, or several that cannot be told apart, or it is frozen.
 
     Example:
         >>> from prunesampler import CrossEntropy

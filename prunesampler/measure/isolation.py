@@ -1,4 +1,4 @@
-"""Measuring with a model without a trace: it is afterwards what it was before."""
+"""Measuring with a model that is left as it was."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-CHUNK = 2**20  # numbers of a parameter that are widened to 64 bits at once
-WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # by bytes per number; else int64
+CHUNK = 2**20  # numbers of a parameter to widen to 64 bits at a time
+WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # by bytes per number; int64 for eight
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -41,7 +41,7 @@ def model_device(model: nn.Module) -> torch.device:
 
     Raises:
         TypeError: If it is not a module.
-        ValueError: If it has no parameters, is sharded, is on several devices, or has no data.
+        ValueError: If it has no parameters, is sharded, is on several devices, or holds no data.
 
     Example:
         >>> model_device(nn.Linear(2, 1))
@@ -75,7 +75,7 @@ def model_device(model: nn.Module) -> torch.device:
 def _check_whole(model: nn.Module) -> None:
     """Check that this process holds the whole model, and not a shard of FSDP or DTensor.
 
-    Where those were never imported, they split nothing.
+    If these were never imported, nothing is sharded.
     """
     fsdp, dtensor = (sys.modules.get(f"torch.distributed.{name}") for name in ("fsdp", "tensor"))
     wrapper: Any = getattr(fsdp, "FullyShardedDataParallel", ())
@@ -147,9 +147,9 @@ def _numbers(buffer: Tensor) -> Tensor | None:
 
 @contextmanager
 def untouched(model: nn.Module, broadcast: Callable[[Tensor], None]) -> Iterator[None]:
-    """Evaluation mode inside; training flags, buffers and random numbers as before outside.
+    """Put the model in evaluation mode; restore flags, buffers and random states at the end.
 
-    Flags are set one by one, not by ``model.eval()``, since a module may do more than that there.
+    Training flags are set one by one, not by ``model.eval()``, which a module may override.
 
     Args:
         model: The model, without wrappers.
@@ -178,7 +178,7 @@ def untouched(model: nn.Module, broadcast: Callable[[Tensor], None]) -> Iterator
         finally:
             for module, training in modules:
                 module.training = training
-            for module, names in registered:  # the forward pass may have put others there
+            for module, names in registered:  # the forward pass may have replaced some
                 there = dict(module._buffers)
                 same = all(there.get(name) is buffer for name, buffer in names.items())
                 if not same or len(there) != len(names):
@@ -192,10 +192,15 @@ def untouched(model: nn.Module, broadcast: Callable[[Tensor], None]) -> Iterator
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Run compiled code uncompiled inside, since it does not see hooks that are added later.
+    """Run compiled code uncompiled inside, since it ignores hooks that are added later.
 
-    The model, a part of it, or a loss function that calls it may be compiled, so this holds for all
-    compiled code. Without PyTorch's compiler there is none; importing it here would take seconds.
+    The model, a module in it, or a loss function that calls it may be compiled, so this applies to
+    all compiled code. There is none unless PyTorch's compiler was imported, which takes seconds.
+
+    Example:
+        >>> with eager():
+        ...     nn.Linear(2, 1)(torch.ones(3, 2)).shape
+        torch.Size([3, 1])
     """
     compiled = "torch._dynamo" in sys.modules
     with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
@@ -204,7 +209,14 @@ def eager() -> Iterator[None]:
 
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
-    """Give the global generators of Python, NumPy, torch and CUDA their states back at the end."""
+    """Give the global generators of Python, NumPy, torch and CUDA their states back at the end.
+
+    Example:
+        >>> with preserved_random_state():
+        ...     inside = torch.rand(1)
+        >>> torch.equal(torch.rand(1), inside)
+        True
+    """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

@@ -20,7 +20,7 @@ from prunesampler.measure.targets import checked_classes, matched
 
 
 class Derivatives(NamedTuple):
-    """Loss of every sample (n,), its gradient by the outputs (n, C), and its Hessian by them.
+    """Loss of every sample (n,), and its gradient (n, C) and Hessian in the outputs.
 
     Example:
         >>> found = SquaredError().derivatives(torch.tensor([[3.0]]), torch.tensor([1.0]))
@@ -35,7 +35,7 @@ class Derivatives(NamedTuple):
 
 @runtime_checkable
 class ClosedFormLoss(Protocol):
-    """A per-sample loss that knows its derivatives by the model's output."""
+    """A per-sample loss that knows its derivatives with respect to the model's output."""
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """One unreduced loss per sample, shape (b,)."""
@@ -51,7 +51,7 @@ class ClosedFormLoss(Protocol):
 
     @property
     def lipschitz(self) -> float | None:
-        """Largest norm that the gradient by the outputs can have for any target, or None."""
+        """Largest norm of the gradient in the outputs for any target, or None if unbounded."""
 
     def derivatives(self, outputs: Tensor, targets: Tensor) -> Derivatives:
         """Loss, gradient and Hessian of every sample, from outputs of shape (b, C)."""
@@ -152,7 +152,7 @@ class CrossEntropy(_OutputLoss):
         """Loss, gradient and Hessian; see :class:`ClosedFormLoss`.
 
         The gradient of the heaviest class is minus the sum of the others: ``p - 1`` would cancel
-        and make easy samples exactly zero.
+        and make the gradients of easy samples exactly zero.
 
         Raises:
             ValueError: If a label is not a class of the output.

@@ -25,7 +25,7 @@ COUPLED = 0.05
 
 
 class Measurer:
-    """Measures all samples of datasets with a model, and leaves no trace.
+    """Measures all samples of datasets with a model, and leaves both as they were.
 
     Args:
         head: The layer to measure, its name, or None to find it.
@@ -35,7 +35,7 @@ class Measurer:
         progress: Whether to show a progress bar.
 
     Attributes:
-        layer: Name of the layer that was measured last, or None where ``gradients`` does not tell.
+        layer: Name of the layer that was measured last, or None if unknown.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -46,7 +46,7 @@ class Measurer:
         ... )
         >>> dataset = TensorDataset(torch.randn(5, 2), torch.randn(5))
         >>> (measured,) = measurer.measure(nn.Linear(2, 1), [dataset], LocalGroup())
-        >>> measured.inputs.shape  # two inputs and the one of the bias
+        >>> measured.inputs.shape  # two inputs and the one for the bias
         torch.Size([5, 3])
     """
 
@@ -78,11 +78,11 @@ class Measurer:
             model: The model, without wrappers.
             datasets: Map-style datasets.
             group: The processes that divide the work; all of them call this.
-            trial: Measure a batch per process of each dataset only, and accept losses and gradients
-                that are not finite.
+            trial: Measure only one batch per process of each dataset, and accept losses and
+                gradients that are not finite.
 
         Raises:
-            ValueError: If anything about data or model makes the gradients meaningless.
+            ValueError: If anything in the data or the model makes the gradients meaningless.
             RuntimeError: If another rank failed.
         """
         chosen = [self._samples(dataset, group, trial) for dataset in datasets]
@@ -104,7 +104,7 @@ class Measurer:
         ]
 
     def _samples(self, dataset: Dataset[Any], group: Group, trial: bool) -> Sequence[int]:
-        """Indices of the samples to measure, ascending: all, or a batch per process."""
+        """Indices of the samples to measure, ascending: all, or one batch per process."""
         size = dataset_size(dataset)
         return spread(size, self.reading.batch_size * group.world) if trial else range(size)
 
@@ -132,13 +132,13 @@ class Measurer:
                     _check_measured(measured, indices, finite=not trial)
                     done.append(measured)
                     bar.update(len(indices))
-            if not done:  # more ranks than batches: the shapes are needed all the same
+            if not done:  # more ranks than batches: the shapes are still needed
                 items = self.reading.items(dataset, samples[: self.reading.batch_size])
                 return source(model, self._batch(items, device))[:0].map(Tensor.cpu)
         return Measurements.cat(done)
 
     def _batch(self, items: list[Any], device: torch.device) -> Any:
-        # A copy, since a collate function may take items apart.
+        # A copy, since a collate function may change its items.
         return to_device(self.reading.collate_fn(copied(items)), device)
 
     def _gather(
@@ -215,7 +215,7 @@ def _name_of(model: nn.Module, head: nn.Module | str | None) -> str | None:
 
 
 def _check_measured(part: Measurements, indices: list[int], *, finite: bool) -> None:
-    """Check that a batch's measurements are one per sample and finite; the error names samples."""
+    """Check that a batch's measurements are one per sample, and finite; the error names samples."""
     if len(part) != len(indices):
         raise ValueError(
             f"a batch of {len(indices)} samples gave {len(part)} gradients; the model must return "

@@ -1,7 +1,7 @@
-"""Layers that are applied at several positions of a sample, whose weighted sum the loss sees.
+"""Layers at several positions of a sample, where the loss depends on a weighted sum of outputs.
 
 The functions take the layer's outputs z, a leaf of autograd of shape (b, P, C), and tell whether what
-is computed from it depends on ``sum over p of w_ip z_ip`` alone, with weights w of shape (b, P).
+is computed from them depends on ``sum over p of w_ip z_ip`` alone, with weights w of shape (b, P).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def weights_in(outputs: Tensor, leaf: Tensor, tolerance: float) -> Tensor | None:
-    """Weights (b, P) with which the layer's outputs sum to the model's, shape (b, C), or None.
+    """Weights (b, P) with which the layer's outputs sum to the model's (b, C), or None.
 
     Example:
         >>> leaf = torch.randn(2, 4, 3, requires_grad=True)
@@ -32,7 +32,7 @@ def weights_in(outputs: Tensor, leaf: Tensor, tolerance: float) -> Tensor | None
 
 
 def summed(values: Tensor, weights: Tensor) -> Tensor:
-    """Sum over positions of values (b, P, D) with weights (b, P); shape (b, D).
+    """Sum over positions of values (b, P, D) with weights (b, P), shape (b, D).
 
     Example:
         >>> summed(torch.tensor([[[1.0], [5.0]]]), torch.tensor([[0.5, 0.5]]))
@@ -63,13 +63,13 @@ def curvature_lines_up(
 ) -> bool:
     """Whether second derivatives between positions p and q are ``w_p w_q`` times the whole Hessian.
 
-    Gradients at positions may be parallel by chance, as those of two classes or of one output are. Then
-    there is still a loss per position, without a derivative between positions.
+    Gradients at positions may be parallel although every position has a loss of its own, as always
+    with two classes or one output. Then the second derivatives between positions are zero.
 
     Args:
-        by_position: Gradient of the losses by the leaf, itself differentiable.
+        by_position: Gradient of the losses with respect to the leaf, itself differentiable.
         leaf: Outputs of the layer.
-        shares: What :func:`shares_in` returned.
+        shares: Share of every position, from :func:`shares_in`.
         hessian: Sum of all second derivatives over both positions, shape (b, C, C).
         tolerance: Largest relative difference.
 
@@ -105,7 +105,7 @@ def depends_on_others(values: Tensor, leaf: Tensor, tolerance: float) -> bool:
 
 
 def gradient(value: Tensor, by: Tensor) -> Tensor:
-    """Gradient of a scalar by a tensor, zero if it does not depend on it.
+    """Gradient of a scalar with respect to a tensor, zero if it does not depend on it.
 
     Example:
         >>> x = torch.tensor([2.0], requires_grad=True)
@@ -129,5 +129,5 @@ def close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 
 def _numbers(shape: torch.Size, seed: int) -> Tensor:
-    """Random numbers that are the same each time."""
+    """Random numbers, float64, the same for each call."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -19,12 +19,21 @@ from prunesampler.measure.undisturbed import undisturbed
 PROBES = 8
 """Number of samples that are compared between ranks, and whose labels a state remembers."""
 COLLATIONS = 3
-"""Number of times the same items are collated: a mixup that is skipped at times shows late."""
+"""Number of times the same items are collated, more than two since mixup may be skipped at times."""
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Add to errors inside where they happened, as far as Python can (from 3.11 on)."""
+    """Add a note to errors inside that says where they happened (from Python 3.11 on).
+
+    Example:
+        >>> try:
+        ...     with explained():
+        ...         raise ValueError("labels are out of range")
+        ... except ValueError as error:
+        ...     hasattr(error, "__notes__") == hasattr(error, "add_note")
+        True
+    """
     try:
         yield
     except Exception as error:
@@ -53,7 +62,7 @@ def probe(dataset: Dataset[Any], reading: Reading, group: Group) -> str:
         A hash of labels and shapes, by which the dataset is recognised.
 
     Raises:
-        RuntimeError: If ranks hold other samples, or one of them failed.
+        RuntimeError: If the ranks hold different samples, or one of them failed.
 
     Example:
         >>> from prunesampler.base.processes import LocalGroup
@@ -80,10 +89,10 @@ def probe(dataset: Dataset[Any], reading: Reading, group: Group) -> str:
 
 
 def check_collate(dataset: Dataset[Any], reading: Reading) -> None:
-    """Check that the collate function makes the same batch of the same items.
+    """Check that the collate function always makes the same batch from the same items.
 
     Raises:
-        ValueError: If it does not, as mixup, cutmix and random masking do not.
+        ValueError: If it does not, as with mixup, cutmix and random masking.
 
     Example:
         >>> check_collate([(1.0, 0), (2.0, 1)], Reading())
@@ -101,7 +110,7 @@ def check_collate(dataset: Dataset[Any], reading: Reading) -> None:
 
 
 def check_same_labels(training_set: Any, score_dataset: Any, reading: Reading) -> None:
-    """Warn if samples have other labels in the two sets, which are then not in the same order.
+    """Warn if labels differ between the two datasets, which are then not in the same order.
 
     Args:
         training_set: The dataset that training reads.

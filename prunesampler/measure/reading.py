@@ -1,6 +1,6 @@
-"""Reading samples of a dataset to measure them, without a trace in the dataset.
+"""Reading samples of a dataset to measure them, which leaves the dataset as it was.
 
-If there are workers, only they touch the dataset. Without them this process reads, and undoes what that
+If there are workers, only they touch the dataset. Otherwise this process reads, and undoes what that
 does to the dataset; see `prunesampler.measure.undisturbed`.
 """
 
@@ -60,7 +60,7 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How samples are read: settings of a ``DataLoader``, under the same names.
+    """How samples are read: the settings of a ``DataLoader``, by the same names.
 
     Raises:
         ValueError: If the batch size is below one, or the number of workers below zero.

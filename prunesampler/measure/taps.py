@@ -1,4 +1,4 @@
-"""A hook on one layer that makes its output the start of the autograd graph."""
+"""A hook on one layer, whose output becomes the start of the autograd graph."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prunesampler.measure.heads import (
 )
 
 ALIGNED = 1e-3
-"""Largest relative difference, in full precision, that counts as lining up."""
+"""Largest relative difference, in full precision, at which gradients count as lining up."""
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Tap:
                 "choose another with head=, or pass gradients="
             )
         # The layer runs again in full precision: under autocast its output would be rounded to
-        # eight bits, and gradients of easy samples are differences of such numbers.
+        # eight bits, and the gradients of easy samples are differences of such numbers.
         with torch.autocast(inputs.device.type, enabled=False):
             wide = torch.promote_types(inputs.dtype, torch.float32)
             self.inputs = as_rows(inputs.detach(), layer).to(wide, copy=True)
@@ -81,7 +81,7 @@ class Tap:
         self.outputs = outputs.requires_grad_()
         torch.set_grad_enabled(True)  # ends with the no_grad around the whole pass
         shaped = outputs.transpose(1, 2) if isinstance(layer, CONVOLUTIONS) else outputs
-        mixed = torch.is_autocast_enabled(inputs.device.type)  # then the next layer takes any
+        mixed = torch.is_autocast_enabled(inputs.device.type)  # then the next layer takes any dtype
         self.rounded = mixed or output.element_size() <= 2
         self.given = shaped.reshape(output.shape).to(wide if mixed else output.dtype)
         return self.given.clone()  # an activation behind it may work in place
@@ -101,7 +101,7 @@ class Tap:
 
     @property
     def tolerance(self) -> float:
-        """Largest relative difference that counts as lining up, in the network's precision."""
+        """Largest relative difference, in the network's precision, that counts as lining up."""
         return ROUNDING if self.rounded else ALIGNED
 
     def saw(self, outputs: Tensor) -> bool:
@@ -115,7 +115,15 @@ class Tap:
 
 @contextmanager
 def attached(layer: nn.Module, tap: Tap) -> Iterator[Tap]:
-    """Hook a layer for one forward pass, in which nothing before the layer takes gradients."""
+    """Hook a layer for one forward pass, in which nothing before the layer needs gradients.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> with attached(layer, Tap("head")) as tap:
+        ...     outputs = layer(torch.randn(8, 4))
+        >>> tap.saw(outputs), tap.leaf.shape
+        (True, torch.Size([8, 1, 2]))
+    """
     handle = layer.register_forward_hook(tap, with_kwargs=True)
     try:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What targets the losses accept, and what is said about others."""
+"""Checks of the targets that the losses accept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from prunesampler.measure.heads import PER_TOKEN
 
 PROBABILITY = 1e-2
-"""Largest distance of the sum of a row of probabilities, in any precision, from one."""
+"""Largest distance from one of the sum of a row of probabilities, in any precision."""
 
 
 def checked_classes(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Reading that leaves a dataset as it was.
 
 A file that is opened on first use would be shared with workers that training forks later, and a random
-generator that moved on would give the next epoch other augmentations.
+generator that was used would give the next epoch other augmentations.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 LARGEST_HOLDER = 64
-"""A longer list or larger mapping is data, in which no file and no generator is looked for."""
+"""A longer list or larger mapping is data, and is not searched for files and generators."""
 PLAIN = (
     int, float, complex, str, bytes, Tensor, np.ndarray, np.generic, PurePath, random.SystemRandom,
 )  # fmt: skip
@@ -33,12 +33,12 @@ GENERATORS = (
     random.Random,
 )
 MOST_PARTS = 20_000
-"""Largest number of objects of a dataset that are looked at: a graph with more is data."""
+"""Largest number of objects in a dataset to look at: beyond that they are data."""
 
 
 @contextmanager
 def undisturbed(reader: Any) -> Iterator[None]:
-    """Undo at the end what reading does to a dataset: it has opened no file and drawn no number.
+    """Undo at the end what reading does to a dataset: the files it opens and the numbers it draws.
 
     Random generators in its attributes, and in those of its parts and transforms, get their states
     back. If an attribute that was None or missing has come to hold something other than plain data,

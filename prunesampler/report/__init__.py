@@ -1,1 +1,1 @@
-"""What the other rooms found, in words and pictures."""
+"""Texts, figures and plots of selections."""

@@ -1,4 +1,4 @@
-"""Pictures of what pruning costs; they need matplotlib."""
+"""Plots of the shift against the fraction pruned; they need matplotlib."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from prunesampler.select.frontier import Frontier
 
 
 def plot_frontier(frontier: Frontier, path: str | os.PathLike[str]) -> None:
-    """Draw the predicted shift against the fraction pruned, selected and random, to an image file.
+    """Plot the predicted shift of selected and random sets against the fraction pruned.
 
     Args:
-        frontier: frontier to draw.
-        path: image file to write; its ending decides the format.
+        frontier: Frontier to draw.
+        path: Image file to write; its extension determines the format.
 
     Raises:
-        ImportError: when matplotlib is not installed.
+        ImportError: If matplotlib is not installed.
 
     Example:
         >>> import tempfile, torch

@@ -14,11 +14,11 @@ from prunesampler.select.selection import Selection
 logger = logging.getLogger("prunesampler")
 
 STAGES = ("measuring", "curvature", "solving", "certificate")
-"""What a selection's time goes into; the metadata holds the seconds of each, `measuring_seconds`."""
+"""Stages of a selection; its metadata holds the seconds of each, such as `measuring_seconds`."""
 
 
 def tell(text: str, progress: bool) -> None:
-    """Write a text to the terminal beside the progress bars, or without bars to the log.
+    """Write a text to the terminal if progress bars are shown there, otherwise to the log.
 
     Example:
         >>> tell("kept 4 of 6 samples", progress=False)  # INFO of the logger "prunesampler"
@@ -33,10 +33,10 @@ def summary(epoch: int, selection: Selection, seconds: float, epoch_seconds: flo
     """Describe a selection in three or four lines, or a redraw in one.
 
     Args:
-        epoch: epoch that ended before the selection.
-        selection: selection to describe.
-        seconds: seconds that selecting took in all.
-        epoch_seconds: seconds that the epoch before it took, or None.
+        epoch: Epoch that ended before the selection.
+        selection: Selection to describe.
+        seconds: Number of seconds that selecting took in all.
+        epoch_seconds: Number of seconds that the epoch before it took, or None.
 
     Example:
         >>> import torch
@@ -71,7 +71,7 @@ def summary(epoch: int, selection: Selection, seconds: float, epoch_seconds: flo
 
 
 def _shares(facts: Mapping[str, Any], seconds: float, stages: Sequence[str]) -> str:
-    """Share of the seconds that each stage took, where it is known, as text in brackets."""
+    """The share of the time that each stage took, if known, as text in brackets."""
     known = [(stage, facts.get(f"{stage}_seconds")) for stage in stages]
     told = [
         f"{stage} {took / seconds:.0%}" for stage, took in known if took is not None and seconds
@@ -80,11 +80,11 @@ def _shares(facts: Mapping[str, Any], seconds: float, stages: Sequence[str]) -> 
 
 
 def figures(selection: Selection, seconds: float) -> dict[str, float]:
-    """Numbers of a selection for experiment trackers, by name, where they are known.
+    """The known figures of a selection by name, for experiment trackers.
 
     Args:
-        selection: selection to describe.
-        seconds: seconds that selecting took in all.
+        selection: Selection to describe.
+        seconds: Number of seconds that selecting took in all.
 
     Example:
         >>> import torch

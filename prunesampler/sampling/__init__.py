@@ -1,1 +1,1 @@
-"""What a loader iterates: the sampler of the kept samples, and loaders seen from outside."""
+"""The sampler of the kept samples, and functions that inspect the loaders around it."""

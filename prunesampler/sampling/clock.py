@@ -1,4 +1,4 @@
-"""The epoch of a sampler: who moves it on, and which passes began in it."""
+"""The clock of a sampler: which epoch comes next, and which passes have begun."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class EpochClock:
         self.epoch = 0
         self.told = self.restored = False
         self._over = False  # whether a pass of an epoch that was set has ended
-        self._done: int | None = None  # epochs that were over in the state that is held
+        self._done: int | None = None  # number of epochs given to `hold`, until `settle`
 
     @property
     def coming(self) -> int:
@@ -74,7 +74,7 @@ class EpochClock:
     def reach(self, epoch: int) -> None:
         """Learn that this epoch comes next, unless somebody sets the epoch.
 
-        So a loop that leaves its passes before their end has another order each time all the same.
+        So each epoch has its own order even in a loop that leaves its passes before their end.
         """
         if not self.told:
             self.epoch = max(self.epoch, epoch)
@@ -94,7 +94,7 @@ class EpochClock:
             self.epoch += 1
 
     def skip(self, epoch: int) -> None:
-        """Note that the pass at hand turned out to be one of this epoch, ended before it was saved."""
+        """Note that the current pass is one of this epoch, which had ended when it was saved."""
         self._note(epoch)
         self.running = False
 
@@ -104,17 +104,17 @@ class EpochClock:
         return list(self._latest)[-new:] if new else []
 
     def load(self, epoch: int) -> None:
-        """Take the epoch from a state, unless one that is held is later."""
+        """Take the epoch from a state, unless the state is older than `hold` allows."""
         if self._done is None or epoch >= self._done:
             self.epoch, self._over = epoch, False
         self.restored = True
 
     def hold(self, done: int) -> None:
-        """Take no older state from now on than one after this many epochs, until `settle`."""
+        """Until `settle`, ignore states that were saved before this many epochs were over."""
         self._done = done
 
     def settle(self) -> None:
-        """Take any state again."""
+        """Accept every state again."""
         self._done = None
 
     def _note(self, epoch: int) -> None:

@@ -10,13 +10,13 @@ from prunesampler.sampling.clock import EpochClock
 
 
 class _End:
-    """Nothing to iterate; calls a function when its turn comes.
+    """An empty iterable that calls a function when a chain reaches it.
 
     Args:
-        reached: function to call with ``stale``, or None.
+        reached: Function to call with ``stale``, or None.
 
     Attributes:
-        stale: indices that were left when the kept set changed.
+        stale: number of indices that were left when the kept set changed.
     """
 
     def __init__(self, reached: Callable[[int], None] | None) -> None:
@@ -31,16 +31,16 @@ class _End:
 class EpochIterator(itertools.chain):  # type: ignore[type-arg]
     """One pass over a sampler, with a position that can be saved and restored.
 
-    It chains the indices with an empty end that tells when it is reached, so that a step runs no
-    Python code: with a ``__next__`` of its own, a pass over the 1.28 million indices of ImageNet takes
-    as long as with torch's RandomSampler; chained, little more than half as long.
+    It chains the indices with an empty end that reports when it is reached, so that a step runs no
+    Python code. With a ``__next__`` in Python, a pass over ImageNet's 1.28 million indices takes
+    as long as with torch's RandomSampler; chained, it takes little more than half as long.
 
     Args:
-        indices: indices in the order of the pass.
-        epoch: epoch of the pass.
-        clock: clock of the sampler; it is told of a pass that had ended before it was saved.
-        ended: called once, when the pass has run to its end, with its epoch and the number of indices
-            that were left when the kept set changed, 0 if it did not.
+        indices: Indices in the order of the pass.
+        epoch: Epoch of the pass.
+        clock: Clock of the sampler; it is told of a pass that had ended before it was saved.
+        ended: Function called once, at the end of the pass, with its epoch and the number of
+            indices that were left when the kept set changed, 0 if it did not.
 
     Example:
         >>> steps = EpochIterator([4, 2, 7], 0, EpochClock(), lambda *_: None)
@@ -63,7 +63,7 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
     def __new__(
         cls, indices: list[int], epoch: int, clock: EpochClock, ended: Callable[[int, int], None]
     ) -> EpochIterator:
-        """Make everything here, since a chain cannot be changed once it is made."""
+        """Set everything here, since ``itertools.chain`` takes its arguments in ``__new__``."""
         left, end = iter(indices), _End(partial(ended, epoch))
         self = super().__new__(cls, left, end)
         self._left, self._end = left, end
@@ -73,14 +73,14 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
     def __init__(
         self, indices: list[int], epoch: int, clock: EpochClock, ended: Callable[[int, int], None]
     ) -> None:
-        """Do nothing: `__new__` made everything."""
+        """Do nothing: `__new__` has set everything."""
 
     def remaining(self) -> int:
         """Number of indices that are still to come."""
         return self._left.__length_hint__()  # type: ignore[attr-defined, no-any-return]
 
     def outdate(self) -> None:
-        """Note that the kept set has changed, so that the rest of this pass is of the old one."""
+        """Note that the kept set has changed, so that the rest of this pass is outdated."""
         self._end.stale = self.remaining()
 
     def state_dict(self) -> dict[str, int]:
@@ -95,7 +95,7 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
         epoch, is over at once.
 
         Raises:
-            ValueError: when the position belongs to a pass of another length or epoch.
+            ValueError: If the position belongs to a pass of another length or epoch.
         """
         missing = {"epoch", "position", "length"} - set(state)
         if missing or not 0 <= state["position"] <= state["length"]:

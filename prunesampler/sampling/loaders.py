@@ -1,4 +1,4 @@
-"""Data loaders seen from outside: their sampler and batch size, and another sampler in place."""
+"""Functions that inspect data loaders, and one that replaces a loader's sampler."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from prunesampler.sampling.sampler import InfluencePrunedSampler
 
 
 def replace_sampler(loader: DataLoader[Any], sampler: InfluencePrunedSampler) -> DataLoader[Any]:
-    """A new loader like this one, with this sampler and every other setting kept.
+    """Copy a loader with all its settings, but with this sampler.
 
     Call it before ``accelerator.prepare``.
 
     Args:
-        loader: plain ``DataLoader`` that shuffles or reads in order.
-        sampler: sampler over the same dataset.
+        loader: Plain ``DataLoader`` that shuffles or reads in order.
+        sampler: Sampler over the same dataset.
 
     Raises:
-        TypeError: for a subclass of ``DataLoader``, an ``IterableDataset`` or a custom batch sampler.
-        ValueError: when the loader has a sampler of its own, another dataset length, or drops its
+        TypeError: For a subclass of ``DataLoader``, an ``IterableDataset`` or a custom batch sampler.
+        ValueError: If the loader has a sampler of its own, another dataset length, or drops its
             last batch while fewer samples are kept than a batch has.
 
     Example:
@@ -93,7 +93,7 @@ def _check_replaceable(loader: DataLoader[Any]) -> None:
 
 
 def sampler_of(loader: Any) -> Any:
-    """The sampler at the end of a loader's chain of batch samplers, whatever prepared the loader.
+    """The innermost sampler of a loader, beneath the batch samplers that frameworks put around it.
 
     Example:
         >>> sampler = InfluencePrunedSampler(range(6))
@@ -104,14 +104,14 @@ def sampler_of(loader: Any) -> Any:
     seen: list[Any] = []
     while link is not None and all(link is not other for other in seen):
         seen.append(link)
-        # The shards of accelerate hold a batch sampler, infinite ones a sampler of one.
+        # Shards of accelerate hold a batch sampler; infinite samplers hold a sampler.
         inner = getattr(link, "batch_sampler", None)
         link = getattr(link, "sampler", None) if inner is None else inner
     return seen[-1] if len(seen) > 1 else None
 
 
 def loaders_in(nested: Any) -> list[Any]:
-    """The loaders in lists and mappings at any depth.
+    """All loaders in nested lists and mappings.
 
     Example:
         >>> loaders_in({"a": 1, "b": [2, (3,)]})  # anything else counts as a loader
@@ -125,7 +125,7 @@ def loaders_in(nested: Any) -> list[Any]:
 
 
 def drops_last(loader: Any) -> bool:
-    """Whether a loader leaves out a smaller last batch, as far as it or its batch sampler tells.
+    """Whether a loader, or a batch sampler in it, is set to leave out a smaller last batch.
 
     Example:
         >>> drops_last(DataLoader(range(6), batch_size=4, drop_last=True))
@@ -137,7 +137,7 @@ def drops_last(loader: Any) -> bool:
 
 
 def batch_size_of(loader: Any) -> int | None:
-    """Number of samples in a loader's batch over all processes, or None where it does not tell.
+    """Number of samples in a loader's batch over all processes, or None where it is unknown.
 
     Example:
         >>> batch_size_of(DataLoader(range(6), batch_size=4))
@@ -152,12 +152,12 @@ def check_batches(model: nn.Module, loader: Any, kept: int) -> None:
     """Warn when a loader's batches would be unusable in a pruned epoch.
 
     Args:
-        model: model as it is trained.
-        loader: training loader.
-        kept: number of samples kept in a pruned epoch.
+        model: Model as it is trained.
+        loader: Training loader.
+        kept: Number of samples kept in a pruned epoch.
 
     Raises:
-        ValueError: when there would be no batch at all.
+        ValueError: If there would be no batch at all.
 
     Example:
         >>> loader = DataLoader(range(6), batch_size=2, sampler=InfluencePrunedSampler(range(6)))
@@ -192,7 +192,7 @@ def check_batches(model: nn.Module, loader: Any, kept: int) -> None:
 
 
 def smaller_than_batch(kept: int, batch: int) -> str:
-    """Say what becomes of a pruned epoch with fewer kept samples than a batch has.
+    """The warning for pruned epochs that have fewer samples than a batch.
 
     Example:
         >>> smaller_than_batch(10, 16).partition(":")[0]

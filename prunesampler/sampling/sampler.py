@@ -34,40 +34,37 @@ RUNS_AHEAD = (
     "--use-multi-epochs-loader)"
 )
 UNHEARD = 3
-"""Passes that may end before a callback that watches the sampler is called for the first time."""
+"""Number of passes after which a warning tells that the callback has not been called."""
 
 
 class InfluencePrunedSampler(Sampler[int]):
     """Yields the kept indices of a dataset, in an order that depends on (seed, epoch, kept) alone.
 
-    At first all samples are kept. Iterating changes nothing but the epoch: a pass that runs to its end
-    moves the epoch on by one, as long as nobody calls `set_epoch`. A change by `restrict` takes effect
-    with the next pass, so prune between epochs. If you leave passes before their end, call
-    `set_epoch`: otherwise the next pass begins as the last one did.
+    At first all samples are kept. `restrict` takes effect with the next pass, so prune between
+    epochs. A pass that runs to its end moves the epoch on by one, until somebody calls `set_epoch`.
+    If you leave passes before their end, call it: otherwise the next pass repeats the order.
 
-    Under accelerate, Lightning and the Hugging Face Trainer leave ``num_replicas`` and ``rank``
-    alone: they share out the batches themselves.
+    Under accelerate, Lightning and the Hugging Face Trainer leave ``num_replicas`` and ``rank`` as
+    they are, since these share out the batches themselves.
 
     Args:
-        dataset: map-style dataset of n samples.
-        seed: seed of the random order.
-        shuffle: whether every epoch has a new random order; otherwise indices ascend.
-        num_replicas: number of processes that share the indices, in plain ``torch.distributed``.
-        rank: rank of this process among them.
-        uneven: what to do when the indices do not divide evenly: ``"pad"`` repeats some, ``"drop"``
-            leaves some out. All ranks always get the same number.
-        epoch_length: ``"shrink"``: a pass is the kept samples. ``"constant"``: the kept samples are
-            repeated, reshuffled, until a pass is as long as the dataset, so that step counts and
-            schedules stay as they were.
+        dataset: Map-style dataset of n samples.
+        seed: Seed of the random order.
+        shuffle: Whether every epoch has a new random order; otherwise indices ascend.
+        num_replicas: Number of processes that share the indices, in plain ``torch.distributed``.
+        rank: Rank of this process among them.
+        uneven: How all ranks get the same number when the indices do not divide evenly: ``"pad"``
+            repeats some, ``"drop"`` leaves some out.
+        epoch_length: ``"shrink"`` yields each kept sample once in a pass; ``"constant"`` repeats
+            them, reshuffled, until a pass is as long as the dataset, so that schedules still fit.
 
     Attributes:
-        dataset: the dataset as it was given.
         num_samples: number of samples in the dataset, n.
         clock: the clock that knows the epoch of the next pass.
 
     Raises:
-        TypeError: for anything but a map-style dataset.
-        ValueError: for an empty dataset or an argument out of range.
+        TypeError: For anything but a map-style dataset.
+        ValueError: For an empty dataset or an argument out of range.
 
     Example:
         >>> sampler = InfluencePrunedSampler(range(6), seed=1)
@@ -103,8 +100,8 @@ class InfluencePrunedSampler(Sampler[int]):
         self.rank = rank
         self.clock = EpochClock()
         self._min_kept = 1
-        self._unheard: int | None = None  # passes that ended since a callback waits to be called
-        self._code: str | None = None  # the kept samples as a state holds them
+        self._unheard: int | None = None  # passes that ended while the callback was not called
+        self._code: str | None = None  # the kept samples, encoded for a state
         self._current: weakref.ref[EpochIterator] | None = None  # the pass begun last
         self.epoch_length = epoch_length
         self._seed = checked_seed(seed)
@@ -127,12 +124,11 @@ class InfluencePrunedSampler(Sampler[int]):
         """Keep only these samples from the next pass on.
 
         Args:
-            selection: a selection, or the indices to keep in any order.
+            selection: A selection, or the indices to keep in any order.
 
         Raises:
-            ValueError: when it belongs to a dataset of another size, holds an index twice or out of
-                range, or keeps too few.
-            TypeError: when indices are not whole numbers.
+            ValueError: If its size differs, or its indices repeat, are out of range or too few.
+            TypeError: If indices are not whole numbers.
         """
         if isinstance(selection, Selection):
             if selection.num_samples != self.num_samples:
@@ -152,23 +148,20 @@ class InfluencePrunedSampler(Sampler[int]):
             self._keep(torch.arange(self.num_samples))
 
     def restart(self) -> None:
-        """Begin a new run: all samples, from epoch 0, whatever was set or restored."""
+        """Begin a new run at epoch 0 with all samples, whatever was set or restored."""
         self.reset()
         self.clock.restart()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass. Repeating it or going back is harmless.
-
-        Once you call it, call it before every pass: passes no longer move the epoch on themselves.
-        """
+        """Set the epoch of the next pass; passes no longer move it on, so call this before each."""
         self.clock.set(epoch)
 
     def expect_call(self) -> None:
-        """Warn, once, when passes end but the callback made for this sampler is never called."""
+        """From now on warn, once, when passes end and the callback is not called."""
         self._unheard = 0
 
     def called(self) -> None:
-        """Note that the callback was called, so that there is nothing to warn of."""
+        """Note that the callback was called, so that no warning is needed."""
         self._unheard = None
 
     def __len__(self) -> int:
@@ -182,10 +175,10 @@ class InfluencePrunedSampler(Sampler[int]):
         return whole + (1 if rest and self._uneven == "pad" else 0)
 
     def __iter__(self) -> Iterator[int]:
-        """One pass over a snapshot, which later changes of the sampler do not reach.
+        """Begin a pass over a snapshot of the kept set, which later changes do not affect.
 
         Raises:
-            ValueError: when the dataset has another size than before.
+            ValueError: If the dataset has another size than before.
         """
         self._check_unchanged()
         epoch = self.clock.begin()
@@ -194,11 +187,11 @@ class InfluencePrunedSampler(Sampler[int]):
         return current
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the pass at hand, with a clock of its own, for copies."""
+        """State for copies, which get their own clock and no current pass."""
         return {**vars(self), "clock": copy(self.clock), "_current": None}
 
     def _keep(self, kept: Tensor) -> None:
-        """Change the kept set, and let a pass that runs over the old one know."""
+        """Change the kept set, and mark a pass that still runs over the old one as outdated."""
         current = None if self._current is None else self._current()
         if current is not None:
             current.outdate()
@@ -244,19 +237,18 @@ class InfluencePrunedSampler(Sampler[int]):
         return ours
 
     def require_batch(self, batch_size: int) -> None:
-        """Refuse from now on to keep fewer than a batch, for loaders that drop their last one.
+        """Refuse from now on to keep less than a batch, for loaders that drop their last batch.
 
         Raises:
-            ValueError: when fewer are kept already.
+            ValueError: If fewer samples are kept already.
         """
         self._min_kept = batch_size
         self.check_size(len(self._kept))
 
     def state_dict(self) -> dict[str, Any]:
-        """Version, dataset size, seed, epoch and kept indices: what the order depends on.
+        """Version, dataset size, seed, epoch and kept samples, in values that JSON can hold.
 
-        The place within a pass belongs to the iterator, not here. Values are numbers and a text, so
-        that the state can be written as JSON: the kept samples are one bit each, in base64.
+        The kept samples are one bit each, in base64. The iterator holds the position within a pass.
         """
         if self._code is None:
             self._code = encode(self._kept, self.num_samples)
@@ -271,12 +263,11 @@ class InfluencePrunedSampler(Sampler[int]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; on an error nothing changes.
 
-        After `restore`, until the clock is settled, only the epoch is taken, if it is not over yet: a
-        loader whose workers run ahead saves the sampler as it was before the epoch ended, and loads
-        that when it begins to iterate.
+        After `restore`, until the clock is settled, only the epoch is taken, and only if it is not
+        over: loaders whose workers run ahead save, and load again, an older state of the sampler.
 
         Raises:
-            ValueError: when the state is of another version or dataset size, or not valid.
+            ValueError: If the state has another version or dataset size, or is not valid.
         """
         seed, epoch, kept = self.read_state(state)
         if self.clock.settled:
@@ -287,11 +278,8 @@ class InfluencePrunedSampler(Sampler[int]):
         """As `load_state_dict`, for a callback that knows how many epochs are over.
 
         Args:
-            state: state as `state_dict` returned it.
-            done: number of epochs that were over when the state was saved.
-
-        Raises:
-            ValueError: see `load_state_dict`.
+            state: State as `state_dict` returned it.
+            done: Number of epochs that were over when the state was saved.
         """
         self.read_state(state)  # an error must change nothing
         self.clock.settle()
@@ -299,11 +287,7 @@ class InfluencePrunedSampler(Sampler[int]):
         self.clock.hold(done)
 
     def read_state(self, state: Mapping[str, Any]) -> tuple[int, int, Tensor]:
-        """Seed, epoch and kept indices of a state that fits this sampler; changes nothing.
-
-        Raises:
-            ValueError: see `load_state_dict`.
-        """
+        """Seed, epoch and kept indices of a state; changes nothing, raises as `load_state_dict`."""
         check_state(state, type(self).__name__, STATE_VERSION, STATE_KEYS)
         if state["n"] != self.num_samples:
             raise ValueError(
@@ -316,10 +300,10 @@ class InfluencePrunedSampler(Sampler[int]):
         return seed, epoch, kept
 
     def check_size(self, kept: int) -> None:
-        """Check that this many kept samples make an epoch.
+        """Check that this many kept samples are enough for an epoch.
 
         Raises:
-            ValueError: when they do not.
+            ValueError: If they are not.
         """
         if kept == 0:
             raise ValueError("no sample would be kept; an epoch would be empty: keep at least one")

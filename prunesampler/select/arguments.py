@@ -1,4 +1,4 @@
-"""Refusals of what looks like an argument of the pruner and is none."""
+"""Checks that the objects given to the pruner are of the right kind."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from prunesampler.solve.budget import Budget
 def check_objects(
     budget: object, losses: object, curvature: object, solver: object, objective: object
 ) -> None:
-    """Refuse classes, names, and torch's own losses.
+    """Check the kinds of the pruner's arguments; refuse classes, names and torch's own losses.
 
     Raises:
-        TypeError: for any of them.
+        TypeError: If an argument is of another kind; None is accepted for all but ``budget`` and
+            ``objective``.
+
+    Example:
+        >>> from prunesampler import ExactCurvature, KeepHead
+        >>> check_objects(Budget(count=2), None, ExactCurvature(), None, KeepHead())
     """
     if not isinstance(budget, Budget):
         raise TypeError(f"budget must be a Budget, such as Budget(fraction=0.4), got {budget!r}")

@@ -1,4 +1,4 @@
-"""Choosing on one process for all of them."""
+"""Selecting on rank 0 for all processes."""
 
 from __future__ import annotations
 
@@ -11,23 +11,30 @@ from prunesampler.select.selection import Selection
 
 
 class Chooser(Protocol):
-    """Takes a selection from scores."""
+    """A function that selects from scores."""
 
     def __call__(self, scores: Scores, *, progress: Progress | None) -> Selection:
-        """A selection; ``progress`` is told how far it is."""
+        """Return a selection; ``progress`` is called as the work advances."""
 
 
 def choose_together(scores: Scores | None, choose: Chooser, name: str, shown: bool) -> Selection:
-    """Choose on rank 0, and give the same selection to all; all processes call this.
+    """Select on rank 0 and send the selection to all ranks; all processes must call this.
 
     Args:
-        scores: on rank 0; None on the others.
-        choose: takes the selection.
-        name: of the progress bar.
-        shown: whether there is one.
+        scores: Scores on rank 0; None on the others.
+        choose: Function that selects.
+        name: Title of the progress bar.
+        shown: Whether to show the bar.
 
     Raises:
-        RuntimeError: when rank 0 failed, or the kept sets differ.
+        RuntimeError: If rank 0 failed, or the kept sets differ.
+
+    Example:
+        >>> import torch
+        >>> from prunesampler import Budget
+        >>> found = Selection(torch.tensor([1, 3]), 5, 0.1, 0.1, None, Budget(count=2))
+        >>> choose_together(..., lambda scores, progress: found, "solving", False).kept.tolist()
+        [0, 2, 4]
     """
     group = current_group()
 

@@ -16,11 +16,11 @@ COLUMNS = ("fraction", "shift", "newton_shift", "random_shift", "curvature_share
 class Frontier:
     """One selection per fraction, from the smallest fraction to the largest.
 
-    ``str(frontier)`` is a table, `prunesampler.report.plots.plot_frontier` draws it. Any of the
+    ``str(frontier)`` is a table; `prunesampler.report.plots.plot_frontier` plots it. Each of its
     selections can be given to ``sampler.restrict``.
 
     Args:
-        selections: selections from the same scores, by ascending fraction.
+        selections: Selections from the same scores, by ascending fraction.
 
     Example:
         >>> import torch
@@ -37,9 +37,9 @@ class Frontier:
 
     @property
     def array(self) -> NDArray[np.float64]:
-        """One row per fraction, float64, shape (k, 5); the columns are ``COLUMNS``.
+        """One row for each of the k selections, float64, shape (k, 5); the columns are ``COLUMNS``.
 
-        The fraction is the share pruned; shifts are predictions in the metric's units.
+        The fraction is the share pruned; shifts are predicted, in the units of the metric.
         """
         return np.array(
             [

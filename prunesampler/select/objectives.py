@@ -1,8 +1,8 @@
 """Objectives: what a good set of samples is.
 
-The energy of a set that is pruned is the norm of its shift, as a share of that of a random set of the
-same size, plus the mean cost of its samples. An objective says what each sample costs, in which norm
-shifts are measured, and whether the shift counts at all.
+The energy of a pruned set is the norm of its shift, divided by that of a random set of the same
+size, plus the mean cost of its samples. An objective defines the cost of each sample, the norm of
+shifts, and whether the shift counts at all.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from prunesampler.influence.scores import Scores
 
 
 class Objective:
-    """What a good set is. One of your own inherits from this class and says what it changes.
+    """Defines what a good set is. Your own objective inherits from it and overrides parts.
 
     Attributes:
-        metric: norm of epsilon and of reported shifts.
-        shift: whether the shift counts; otherwise the samples of lowest cost go, whatever it is.
-        wanted: further samples whose mean gradient the objective needs, measured with every
-            selection, in the form of the scored ones; or None.
+        metric: norm of reported shifts, and of the shift that epsilon limits.
+        shift: whether the shift counts; otherwise the samples of lowest cost are pruned.
+        wanted: further samples, in the form of the scored ones, that are measured for every
+            selection because the objective needs their mean gradient; or None.
 
     Example:
         >>> import torch
@@ -48,26 +48,26 @@ class Objective:
     wanted: Dataset[Any] | None = None
 
     def __init_subclass__(cls) -> None:
-        """Let a class name its metric as a plain function, which Python would make a method of it."""
+        """Let a subclass set ``metric`` to a plain function, which must not become a method."""
         metric = vars(cls).get("metric")
         if isinstance(metric, FunctionType):
             cls.metric = staticmethod(metric)
 
     def cost(self, scores: Scores) -> Tensor | None:
-        """Cost of pruning each sample, or None where the shift is all that counts.
+        """Cost of pruning each sample, or None if only the shift counts.
 
         Args:
-            scores: scores of n samples.
+            scores: Scores of n samples.
 
         Returns:
-            Finite numbers of shape (n,); 1 in their mean counts as much as the whole shift of a
-            random set. :func:`standardised` brings any prices to that unit.
+            Finite numbers, shape (n,). A mean cost of 1 counts as much as the whole shift of a
+            random set; :func:`standardised` brings prices to that unit.
         """
         del scores
         return None
 
     def check(self, num_samples: int) -> None:
-        """Find out before anything is measured what cannot be used with so many samples."""
+        """Check, before anything is measured, that the objective fits this number of samples."""
         if self.wanted is not None:
             dataset_size(self.wanted)
 
@@ -78,11 +78,11 @@ class Objective:
 
 @dataclass(frozen=True)
 class KeepHead(Objective):
-    """The scored layer stays where it is: the smallest shift of its parameters, as in the paper.
+    """Aims at the smallest shift of the scored layer's parameters, as in the paper.
 
     Args:
-        metric: `parameter_distance`, the paper's, or `loss_distance`, which does not depend on how
-            parameters are scaled. It is the unit of epsilon and of reported shifts; the set for a
+        metric: The paper's `parameter_distance`, or `loss_distance`, which does not depend on how
+            parameters are scaled. Epsilon and reported shifts are in its units; the set for a
             fraction is the same with both.
 
     Example:
@@ -96,17 +96,17 @@ class KeepHead(Objective):
 
 @dataclass(frozen=True)
 class Price(Objective):
-    """The samples of lowest price go first: score-based selection, or a price beside the shift.
+    """Prunes the samples of lowest price: score-based selection, or a price beside the shift.
 
     Args:
-        cost_of: price of pruning each sample: one number per sample, or a function of the scores such
-            as `prunesampler.costs.el2n`.
-        weight: weight of the price, in standard deviations: with 1, one standard deviation in the
-            mean price of the pruned counts as much as the whole shift of a random set.
-        shift: whether the shift counts too; without it the price alone decides.
+        cost_of: Price of pruning each sample: one number per sample, or a function of the scores,
+            such as `prunesampler.costs.el2n`.
+        weight: Weight of the price. With 1, a mean price of the pruned samples that is one standard
+            deviation higher counts as much as the whole shift of a random set.
+        shift: Whether the shift counts too; otherwise the price alone decides.
 
     Raises:
-        ValueError: for a weight below zero or not finite.
+        ValueError: For a weight below zero or not finite.
 
     Example:
         >>> from prunesampler import costs
@@ -122,7 +122,7 @@ class Price(Objective):
         _check_weight(self.weight)
 
     def cost(self, scores: Scores) -> Tensor:
-        """The price, standardised and weighed."""
+        """The price, standardised and weighted."""
         given = self.cost_of(scores) if callable(self.cost_of) else self.cost_of
         prices = checked_cost(given, len(scores.influence))
         return standardised(prices, weight=self.weight)
@@ -131,30 +131,30 @@ class Price(Objective):
         """Check prices that are given as numbers.
 
         Raises:
-            TypeError: when they are no numbers.
-            ValueError: when there is not one finite number per sample.
+            TypeError: If they are not numbers.
+            ValueError: If there is not one finite number per sample.
         """
         if not callable(self.cost_of):
             checked_cost(self.cost_of, num_samples)
 
     def settings(self) -> list[Any]:
-        """The weight, and the prices where they are numbers."""
+        """The weight, whether the shift counts, and the prices if they are numbers."""
         given = None if callable(self.cost_of) else self.cost_of
         return [self.weight, self.shift, given]
 
 
 @dataclass(frozen=True)
 class Target(Objective):
-    """The lowest predicted loss on the samples that are wanted: prune what harms them.
+    """Aims at the lowest predicted loss on wanted samples, so that harmful samples are pruned.
 
     Args:
-        wanted: map-style dataset of the samples to do well on, in the form of the scored ones.
-        weight: weight of the predicted loss beside the shift; see :class:`Price`.
-        shift: whether the shift counts too.
+        wanted: Map-style dataset of the samples to do well on, in the form of the scored ones.
+        weight: Weight of the predicted loss beside the shift; see :class:`Price`.
+        shift: Whether the shift counts too.
 
     Raises:
-        TypeError: for anything but a map-style dataset.
-        ValueError: for an empty dataset, or a weight below zero or not finite.
+        TypeError: For anything but a map-style dataset.
+        ValueError: For an empty dataset, or a weight below zero or not finite.
 
     Example:
         >>> import torch
@@ -173,18 +173,18 @@ class Target(Objective):
         _check_weight(self.weight)
 
     def cost(self, scores: Scores) -> Tensor:
-        """The predicted change of the wanted samples' loss, standardised and weighed."""
+        """The predicted change of the wanted samples' loss, standardised and weighted."""
         return standardised(wanted_loss(scores), weight=self.weight)
 
     def settings(self) -> list[Any]:
-        """The number of wanted samples and the weight."""
+        """The number of wanted samples, the weight, and whether the shift counts."""
         return [dataset_size(self.wanted), self.weight, self.shift]
 
 
 def standardised(prices: Tensor, *, weight: float) -> Tensor:
-    """Prices less their mean, in standard deviations, times a weight; float64, shape (n,).
+    """Prices minus their mean, in standard deviations, times a weight; float64, shape (n,).
 
-    Equal prices are all zero. What is scaled is the same for prices in any unit.
+    The result does not depend on the unit of the prices, and is zero when all are equal.
 
     Example:
         >>> import torch

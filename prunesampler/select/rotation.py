@@ -1,11 +1,11 @@
 """Redrawing: which samples must come back, and which may be left out again.
 
-Every sample has an age: for how many draws in a row it has been left out or, as a negative number,
-kept. The next set leaves out those with the lowest ages, so that samples left out longest come back
-first and each is left out about equally often. Where samples of the same age compete, the solver is
-free to choose: that is where the small shift comes from.
+Every sample has an age: the number of draws in a row for which it was left out or, as a negative
+number, kept. The next set leaves out the samples with the lowest ages, so those left out longest
+come back first and all are left out about equally often. Among samples of the same age the solver
+chooses, so that the shift is small.
 
-It is the limit of a linear cost on the ages whose weight outgrows everything else.
+This is the limit of a linear cost on the ages as its weight goes to infinity.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def older(ages: Tensor, pruned: Tensor) -> Tensor:
     """Ages after a draw, int64, shape (n,).
 
     Args:
-        ages: ages before it, zeros at first.
-        pruned: indices that the draw left out.
+        ages: Ages before the draw, int64, shape (n,); zeros at first.
+        pruned: Indices that the draw left out.
 
     Example:
         >>> older(torch.tensor([0, 2, -1]), torch.tensor([1])).tolist()
@@ -35,15 +35,15 @@ def older(ages: Tensor, pruned: Tensor) -> Tensor:
 
 
 def rotated(problem: Problem, ages: Tensor) -> Constraints:
-    """The problem's constraints with those of the rotation: which samples must come back or go.
+    """Add to the problem's constraints the samples that must come back, and those that must go.
 
-    Where a share k of the samples that are free to go is kept, each of them is kept again within
-    ``ceil(1 / k) + 1`` draws. With epsilon, k counts what the cap on the fraction keeps, and no
-    sample must go, since that might break epsilon.
+    If a share k of the samples that are free to go is kept, each of them is kept again within
+    ``ceil(1 / k) + 1`` draws. With epsilon, k is the share that the fraction's cap keeps, and no
+    sample is forced to go, since that might exceed epsilon.
 
     Args:
-        problem: influence and limits, not yet rotated.
-        ages: ages of all samples, see :func:`older`.
+        problem: Influence and limits, not yet rotated.
+        ages: Ages of all samples, see :func:`older`.
 
     Example:
         >>> from prunesampler import Budget, Influence

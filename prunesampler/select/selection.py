@@ -1,4 +1,4 @@
-"""What was pruned: selections, in memory and on disk."""
+"""Selections, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -25,40 +25,40 @@ from prunesampler.solve.budget import Budget
 
 KIND = ("prunesampler.selection", 2)
 LITTLE = 0.1
-"""Share of the curvature below which hardly more than the damping holds some direction."""
+"""Share of the curvature below which the damping alone determines some direction."""
 MOST_SAMPLES = 10**10
-"""Size of the largest dataset: a file that claims more would only take all memory."""
+"""Largest size of a dataset, so that a damaged file cannot claim all memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The result: which samples to prune, and what that is predicted to do.
+    """The samples to prune, and the predicted effect of pruning them.
 
     Args:
-        pruned: indices to prune, int64, shape (m,), ascending.
-        num_samples: size n of the dataset.
-        shift: norm of the first-order parameter shift, in the units of the scored parameters.
-        newton_shift: norm of one Newton step on the kept samples from the parameters at hand: the
-            same with the curvature of the kept samples. Closer to the truth, still a prediction.
-            NaN where it was not computed: for redrawn sets.
-        bound: proved upper bound on the shift, in the units of the parameters, or None. It holds
-            when the scored layer alone is trained, with a convex loss and an L2 penalty equal to the
+        pruned: Indices to prune, int64, shape (m,), ascending.
+        num_samples: Size n of the dataset.
+        shift: Norm of the first-order parameter shift, in the units of the scored parameters.
+        newton_shift: Norm of one Newton step on the kept samples: the shift with their curvature
+            instead of the full one. It is a better prediction; NaN where it was not computed, as
+            for redrawn sets.
+        bound: Proved upper bound on the shift, in the units of the parameters, or None. It holds
+            when only the scored layer is trained, with a convex loss and an L2 penalty equal to the
             damping, to convergence, before and after pruning.
-        budget: what was asked for.
-        metadata: seconds, settings, the scored layer, random sets' shifts and counts of the run, JSON
+        budget: Budget that was given.
+        metadata: Seconds, settings, counts, the scored layer and the shifts of random sets, as JSON
             values by name.
-        curvature_share: the kept samples' curvature is at least this share of the full one in every
-            direction (`prunesampler.influence.certificate.curvature_share`), or None where not computed.
-        loss_bound: proved, where ``bound`` is: the mean loss over any samples whose inputs of the
-            layer are on average no longer than the training samples' changes by at most this.
+        curvature_share: Smallest share of the full curvature that the kept samples have in any
+            direction (`prunesampler.influence.certificate.curvature_share`), or None.
+        loss_bound: Proved where ``bound`` is: the change of the mean loss is at most this, over any
+            samples whose inputs to the layer have on average no larger norm than in training.
 
     Raises:
-        ValueError: for indices that are not ascending, distinct and within the dataset, or that
-            leave nothing.
+        ValueError: For indices that are not ascending, distinct and within the dataset, or that
+            leave no sample.
 
     Example:
         >>> budget = Budget(count=2)
-        >>> found = Selection(torch.tensor([1, 3]), 5, shift=0.1, newton_shift=0.1, bound=None, budget=budget)
+        >>> found = Selection(torch.tensor([1, 3]), 5, 0.1, 0.1, bound=None, budget=budget)
         >>> found.kept.tolist()
         [0, 2, 4]
         >>> Selection.from_bytes(found.to_bytes()).pruned.tolist()
@@ -97,21 +97,21 @@ class Selection:
 
     @property
     def ratio(self) -> float:
-        """The predicted shift as a share of a random set's: the larger one of both predictions.
+        """The predicted shift as a share of a random set's, by the less favourable prediction.
 
-        First order against first order, Newton against Newton where both are known; NaN where
-        nothing is known of random sets, or nothing was pruned.
+        First order is compared with first order, and Newton with Newton. NaN where no shift of a
+        random set is known, or nothing was pruned.
         """
         return largest_ratio(self._compared) if len(self.pruned) else math.nan
 
     @property
     def beats_random(self) -> bool:
-        """Whether the set is predicted to do better than a random one; true where that is unknown."""
+        """Whether the predicted shift is clearly below a random set's; true if unknown."""
         return not self.ratio >= HARDLY
 
     @property
     def verdict(self) -> str:
-        """In plain English: whether the set is better than a random one, by what, and if not, why."""
+        """Text: whether the set is better than a random one, by how much, and if not, why."""
         return in_words(self._compared, len(self.pruned), self.num_samples, self.metadata)
 
     @property
@@ -120,7 +120,7 @@ class Selection:
 
     @property
     def proved(self) -> str | None:
-        """What is proved and on which conditions, or None where nothing is."""
+        """Text with what is proved and on which conditions, or None if nothing is."""
         if self.bound is None:
             return None
         loss = "" if self.loss_bound is None else f", mean loss changed by <= {self.loss_bound:.3g}"
@@ -131,7 +131,7 @@ class Selection:
 
     @property
     def certificate(self) -> str:
-        """What is proved, what is predicted and what is neither, with the conditions of each."""
+        """Text with what is proved, what is predicted and what is neither, and the conditions."""
         proved = self.proved or "nothing: give the curvature the L2 penalty in use as damping"
         predicted = f"shift {self.shift:.3g} to first order"
         if not math.isnan(self.newton_shift):
@@ -151,7 +151,7 @@ class Selection:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to a safetensors file, atomically: the file is whole or not there."""
+        """Write a safetensors file atomically, so that it is complete or does not exist."""
         write_atomically(Path(path), self.to_bytes())
 
     @classmethod
@@ -159,7 +159,7 @@ class Selection:
         """Read a file that :meth:`save` wrote.
 
         Raises:
-            ValueError: when the file is not a valid selection.
+            ValueError: If the file is not a valid selection.
         """
         try:
             return cls.from_bytes(Path(path).read_bytes())
@@ -167,7 +167,7 @@ class Selection:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
 
     def to_bytes(self) -> bytes:
-        """The content of a file."""
+        """The selection in the format of `save`."""
         header = {
             "num_samples": self.num_samples,
             "shift": self.shift,
@@ -182,10 +182,10 @@ class Selection:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Selection:
-        """The reverse of :meth:`to_bytes`; nothing in the data is trusted.
+        """Read what :meth:`to_bytes` returned; all of it is checked.
 
         Raises:
-            ValueError: when the data are not a valid selection.
+            ValueError: If the data are not a valid selection.
         """
         header, tensors = unpack(KIND, data)
         try:
@@ -205,7 +205,7 @@ class Selection:
 
 
 def _budget(fields: Any) -> Budget:
-    """The budget of a file. Files of earlier versions hold a ``min_curvature``, which is no more."""
+    """The budget in a file; ignores ``min_curvature``, which earlier versions wrote."""
     if not isinstance(fields, dict):
         raise TypeError(f"the budget must be values by name, got {fields!r}")
     return Budget(**{name: value for name, value in fields.items() if name != "min_curvature"})

@@ -33,19 +33,28 @@ from prunesampler.solve.solvers import Solver, cheapest
 
 @dataclass(frozen=True, eq=False)
 class Selector:
-    """How to choose, once the samples are measured.
+    """Selects from measured samples, with fixed settings.
 
     Args:
-        num_samples: number of samples n.
-        budget: how much to prune.
-        objective: what a good set is.
-        curvature: how the curvature of the loss is approximated.
-        solver: finds the set.
-        labels: class of every sample, or None to take what the loss saw.
-        constraints: samples that must stay or go, or None.
-        center: whether the mean gradient is subtracted.
-        seed: seed of the solver's random numbers.
+        num_samples: Number of samples n.
+        budget: How much to prune.
+        objective: Definition of a good set.
+        curvature: Approximation of the loss's curvature.
+        solver: Function that finds the set.
+        labels: Class of every sample, or None to use the labels that the loss saw.
+        constraints: Samples that must stay or go, or None.
+        center: Whether the mean gradient is subtracted.
+        seed: Seed of the solver's random numbers.
         lipschitz: Lipschitz constant of the loss by the layer's outputs, or None.
+
+    Example:
+        >>> import torch
+        >>> from prunesampler import ExactCurvature, InfluencePruner, KeepHead, anneal
+        >>> data, budget = [(torch.randn(4), i % 3) for i in range(60)], Budget(count=20)
+        >>> scores = InfluencePruner(data, budget=budget).measure(torch.nn.Linear(4, 3))
+        >>> options = (KeepHead(), ExactCurvature(), anneal, None, None, True, 0, None)
+        >>> len(Selector(60, budget, *options).select(scores, None).pruned)
+        20
     """
 
     num_samples: int
@@ -69,13 +78,13 @@ class Selector:
         """Factorise the curvature and build the influence.
 
         Args:
-            measurements: measurements of all samples.
-            wanted: mean gradient of the objective's wanted samples, or None.
-            measuring_seconds: seconds that measuring took.
-            layer: name of the scored layer, or None where it is not known.
+            measurements: Measurements of all samples.
+            wanted: Mean gradient of the objective's wanted samples, or None.
+            measuring_seconds: Number of seconds that measuring took.
+            layer: Name of the scored layer, or None where it is not known.
 
         Raises:
-            ValueError: when labels are below zero or there is but one class, or the curvature
+            ValueError: If a label is below zero, there is only one class, or the curvature
                 cannot be factorised.
         """
         started = time.perf_counter()
@@ -92,10 +101,10 @@ class Selector:
         return Scores(measurements, influence, labels, wanted, seconds, layer)
 
     def check(self, measurements: Measurements) -> None:
-        """Find out from a few samples' measurements what could not be selected from all of them.
+        """Check with the measurements of a few samples that selecting from all can work.
 
         Raises:
-            ValueError: when the curvature refuses a layer of this size or has nothing to work on,
+            ValueError: If the layer is too large for the curvature, the loss has no curvature,
                 or a label is below zero.
         """
         if measurements.labels is not None:
@@ -106,27 +115,27 @@ class Selector:
         """Solve the selection problem and certify the answer.
 
         Raises:
-            ValueError: when the budget cannot be met.
+            ValueError: If the budget cannot be met.
         """
         return self._certified(scores, *self._solved(scores, progress))
 
     def redraw(
         self, scores: Scores, ages: Tensor, progress: Progress | None, *, certify: bool
     ) -> Selection:
-        """Another selection from the same scores, for which the samples left out longest come back.
+        """Select again from the same scores, so that the samples left out longest come back.
 
         Args:
-            scores: scores of all samples.
-            ages: for how long each sample was left out; see `prunesampler.select.rotation`.
-            progress: told how far the solver is, or None.
-            certify: compute the Newton shift and the kept curvature too; without, a draw is quick.
+            scores: Scores of all samples.
+            ages: Ages of all samples, int64, shape (n,); see `prunesampler.select.rotation`.
+            progress: Called as the solver advances, or None.
+            certify: Whether to compute the Newton shift and the kept curvature, which takes longer.
         """
         started = time.perf_counter()
         problem = Problem.of(scores.influence, self.budget, scores.labels, self.constraints)
         turned = replace(
             self,
             constraints=rotated(problem, ages),
-            # Another search at every draw.
+            # Every draw searches with other random numbers.
             seed=(self.seed + int(ages.abs().sum()) % 2**31) % SEEDS,
         )
         solution, _ = turned._solved(scores, progress)
@@ -141,9 +150,9 @@ class Selector:
         """One certified selection per fraction, from the smallest to the largest.
 
         Args:
-            scores: scores of all samples.
-            fractions: shares of the dataset to prune.
-            progress: told how many fractions are done, or None.
+            scores: Scores of all samples.
+            fractions: Shares of the dataset to prune.
+            progress: Called with the number of fractions that are done, or None.
         """
         found: list[Selection] = []
         for fraction in sorted(fractions):
@@ -154,7 +163,7 @@ class Selector:
         return found
 
     def _solved(self, scores: Scores, progress: Progress | None) -> tuple[Solution, float]:
-        """The solution, and the seconds that it took."""
+        """The solution, and the number of seconds that solving took."""
         started, influence = time.perf_counter(), scores.influence
         cost = self.objective.cost(scores)
         if self.objective.shift:
@@ -168,11 +177,11 @@ class Selector:
         return solution, _since(started)
 
     def _certified(self, scores: Scores, solution: Solution, seconds: float) -> Selection:
-        """The selection with all that needs the kept samples' curvature."""
+        """The selection with the Newton shift and the kept curvature."""
         started, influence, pruned = time.perf_counter(), scores.influence, solution.pruned
         kept, share = kept_curvature(self.curvature, scores.measurements, influence, pruned)
         newton = influence.norm(newton_shift(kept, influence, pruned))
-        del kept  # its matrices are large, and more of them are to come
+        del kept  # its matrices are large, and the next call makes more
         random = random_newton_shift(
             self.curvature, scores.measurements, influence, len(pruned), self.seed
         )
@@ -187,7 +196,7 @@ class Selector:
         started: float,
         random_newton: float | None = None,
     ) -> Selection:
-        """The selection with all that is cheap to know; ``started`` is when certifying began."""
+        """The selection with its cheap figures; certifying began at the time ``started``."""
         influence, pruned = scores.influence, solution.pruned
         # Only a damping that was given is the penalty in use; the default one proves nothing.
         penalty = getattr(self.curvature, "damping", None) if self.center else None

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 BETTER, HARDLY = 0.5, 0.9
-"""Below these shares of a random set's shift a set is better than it, or hardly better."""
+"""Below these shares of a random set's shift a set is better than random, or hardly better."""
 FEW = 3.0
-"""With fewer samples per parameter there is little to choose: 3 leave a quarter of a random set's
-shift, 12 a thirtieth (logistic heads on CIFAR-10 features, exact curvature)."""
+"""With fewer samples per parameter there is little to choose. With logistic heads on CIFAR-10
+features and exact curvature, 3 left a quarter of a random set's shift, and 12 a thirtieth."""
 EXACT = "ExactCurvature"
 
 NUMBERS = {
@@ -25,7 +25,7 @@ NUMBERS = {
     "mean_loss",
 }
 TEXTS = {"curvature", "metric", "layer"}
-"""Facts of a selection that are numbers, and those that are texts; each may be None or missing."""
+"""Names of the facts that are numbers, and that are texts; each may be None or missing."""
 
 
 class Compared(NamedTuple):
@@ -42,7 +42,7 @@ class Compared(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """The first as a share of the second; 1 where neither shifts anything."""
+        """The set's shift as a share of the random set's; 1 when both are zero."""
         if self.random > 0:
             return self.own / self.random
         return math.inf if self.own > 0 else 1.0
@@ -53,10 +53,10 @@ class Compared(NamedTuple):
 
 
 def checked_facts(facts: Any) -> dict[str, Any]:
-    """The facts of a selection that was read from a file.
+    """Check the facts of a selection that was read from a file, and return them.
 
     Raises:
-        TypeError: when they are not by name, or a fact that is known here is of another kind.
+        TypeError: If they are not values by name, or a known fact has another type.
 
     Example:
         >>> checked_facts({"layer": "fc", "damping": 0.1})
@@ -74,12 +74,12 @@ def checked_facts(facts: Any) -> dict[str, Any]:
 
 
 def compare(shift: float, newton_shift: float, facts: Mapping[str, Any]) -> list[Compared]:
-    """Every prediction that is known for the set and for a random one.
+    """Pair each prediction for the set with that for a random set, where both are known.
 
     Args:
-        shift: of the set, to first order.
-        newton_shift: of the set, or NaN.
-        facts: see `prunesampler.select.selection.Selection.metadata`.
+        shift: Norm of the set's first-order shift.
+        newton_shift: Norm of the set's Newton shift, or NaN.
+        facts: See `prunesampler.select.selection.Selection.metadata`.
 
     Example:
         >>> [pair.ratio for pair in compare(0.1, math.nan, {"random_shift": 1.0})]
@@ -97,7 +97,7 @@ def compare(shift: float, newton_shift: float, facts: Mapping[str, Any]) -> list
 
 
 def largest_ratio(pairs: list[Compared]) -> float:
-    """The least favourable of the ratios; NaN where there is none.
+    """The largest, so least favourable, of the ratios; NaN where there is none.
 
     Example:
         >>> largest_ratio([Compared("a", 0.1, 1.0), Compared("b", 0.4, 1.0)])
@@ -107,13 +107,13 @@ def largest_ratio(pairs: list[Compared]) -> float:
 
 
 def in_words(pairs: list[Compared], pruned: int, num_samples: int, facts: Mapping[str, Any]) -> str:
-    """The verdict: what the set does beside a random one, samples per parameter, and reasons.
+    """Compare the set with a random one in words, with samples per parameter and likely reasons.
 
     Args:
-        pairs: what is predicted.
-        pruned: samples that go.
-        num_samples: samples in all.
-        facts: see `prunesampler.select.selection.Selection.metadata`.
+        pairs: Predictions for the set and for a random one.
+        pruned: Number of samples pruned.
+        num_samples: Number of samples in the dataset.
+        facts: See `prunesampler.select.selection.Selection.metadata`.
 
     Example:
         >>> in_words([], 0, 100, {})
@@ -143,7 +143,7 @@ def in_words(pairs: list[Compared], pruned: int, num_samples: int, facts: Mappin
 
 
 def percent(share: float) -> str:
-    """A share as per cent, to two digits where it is small.
+    """A share in per cent, with two digits where it is small.
 
     Example:
         >>> percent(0.42), percent(0.0123)
@@ -159,7 +159,7 @@ def _grade(ratio: float) -> str:
 
 
 def _reason(facts: Mapping[str, Any], room: float | None) -> str:
-    """Why a set may be no better than a random one."""
+    """A sentence with likely reasons why a set is no better than a random one."""
     reasons = []
     if facts.get("cost"):
         reasons.append("the objective is another than the shift")

@@ -1,8 +1,8 @@
 """Simulated annealing over swaps, one at a time, compiled, on one core of the CPU.
 
-A random pruned and a random kept sample within reach are offered for a swap, Metropolis' rule accepts
-or refuses, and the temperature falls geometrically. The paper names simulated annealing; the
-temperatures and the reach (see `prunesampler.solve.scaled`) are ours.
+Each move proposes to swap a random pruned with a random kept sample within reach, Metropolis' rule
+accepts or rejects it, and the temperature falls geometrically. The paper names simulated annealing;
+the temperatures and the reach (see `prunesampler.solve.scaled`) are ours.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from prunesampler.solve.scaled import SMALL, Scaled
 
 MOVES_PER_SAMPLE, MIN_MOVES = 50, 1_000_000
 BLOCKS, REFRESH = 100, 25
-"""Moves come in ``BLOCKS`` blocks; before every ``REFRESH``-th the running sum is formed anew."""
+"""Moves come in ``BLOCKS`` blocks; before every ``REFRESH``-th the running sum is recomputed."""
 
 
 def anneal(
@@ -42,11 +42,11 @@ def anneal(
     """Simulated annealing over swaps of one pruned and one kept sample.
 
     The arguments up to ``progress`` are those of every solver: see
-    `prunesampler.solve.solvers.Solver`. ``moves`` is the number of swaps that are proposed; default
-    50 per free sample, and at least 1,000,000.
+    `prunesampler.solve.solvers.Solver`. ``moves`` is the number of swaps to propose, by default 50
+    per free sample and at least 1,000,000.
 
     Raises:
-        ValueError: when the budget cannot be met, or a constraint, cost or seed is not valid.
+        ValueError: If the budget cannot be met, or a constraint, cost or seed is not valid.
 
     Example:
         >>> import torch
@@ -68,7 +68,7 @@ def anneal(
 
 
 def _anneal_large(scaled: Scaled, seed: int, moves: int, progress: Progress | None) -> Bools:
-    """Which free samples to prune: the set at the end, in float32."""
+    """Which free samples to prune: the last set, annealed in float32."""
     state, nobody = _State(scaled, seed, torch.float32), np.zeros(0, dtype=np.int64)
     for temperatures in _blocks(scaled, moves, state, progress):
         state.move(temperatures, nobody, np.inf)
@@ -76,9 +76,9 @@ def _anneal_large(scaled: Scaled, seed: int, moves: int, progress: Progress | No
 
 
 def _anneal_small(scaled: Scaled, seed: int, moves: int, progress: Progress | None) -> Bools:
-    """Which free samples to prune: the best set met on the way.
+    """Which free samples to prune: the best set met, annealed in float64.
 
-    In float64: where few samples can cancel almost exactly, float32 does not tell the best set.
+    Few samples may cancel almost exactly; then float32 cannot tell which set is best.
     """
     state = _State(scaled, seed, torch.float64)
     best, lowest = state.pruned.copy(), np.inf
@@ -97,7 +97,7 @@ def _anneal_small(scaled: Scaled, seed: int, moves: int, progress: Progress | No
 
 
 class _State:
-    """The set at hand, the sum of its rows, and the random numbers of the search."""
+    """The current set, the sum of its rows, and the state of the random numbers."""
 
     def __init__(self, scaled: Scaled, seed: int, precision: torch.dtype) -> None:
         self.scaled, self.precision = scaled, precision
@@ -110,7 +110,7 @@ class _State:
         self.refresh()
 
     def refresh(self) -> None:
-        """Form the running sum anew: it drifts in float32."""
+        """Recompute the running sum, which drifts in float32."""
         self._sum = self.scaled.state(self.pruned).to(self.precision).numpy()
 
     @property
@@ -119,7 +119,7 @@ class _State:
         return float(np.square(self._sum, dtype=np.float64).sum())
 
     def reachable(self, temperature: float) -> tuple[Ints, Ints, Ints]:
-        """Pruned and kept samples to swap, pool by pool, and where each pool of the latter begins."""
+        """Pruned samples to swap, kept ones pool by pool, and where each pool of these begins."""
         inside, outside = self.scaled.within_reach(self.pruned, temperature)
         ordered = outside[np.argsort(self._pools[outside], kind="stable")]
         pools = int(self._pools.max()) + 1
@@ -127,7 +127,7 @@ class _State:
         return inside, ordered, starts
 
     def move(self, temperatures: NDArray[np.float64], champion: Ints, lowest: float) -> float:
-        """Propose a swap per temperature; ``champion`` gets the best set met, see the kernel."""
+        """Propose one swap per temperature; the kernel writes the best set met to ``champion``."""
         inside, outside, starts = self.reachable(float(temperatures[0]))
         energy = metropolis_moves(
             self._left, self._right, self._squares, self.scaled.costs, self._classes, self.spare,
@@ -141,7 +141,7 @@ class _State:
 def _blocks(
     scaled: Scaled, moves: int, state: _State, progress: Progress | None
 ) -> Iterator[NDArray[np.float64]]:
-    """Temperatures of the moves, block by block, with the running sum kept exact."""
+    """Temperatures of the moves, block by block; recomputes the running sum between blocks."""
     edges = [block * (moves // BLOCKS) + min(block, moves % BLOCKS) for block in range(BLOCKS + 1)]
     for block in range(BLOCKS):
         if block and block % REFRESH == 0:

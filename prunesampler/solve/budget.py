@@ -19,21 +19,21 @@ class Budget:
     """How much to prune. Give exactly one of ``fraction``, ``count`` and ``epsilon``.
 
     Args:
-        fraction: prune this share of the whole dataset, in (0, 1), rounded to whole samples.
-        count: prune exactly this many samples.
-        epsilon: prune as many samples as can be found whose predicted (first-order) parameter
-            shift has a norm of at most this, in the units of the scored layer's parameters. It
+        fraction: Share of the whole dataset to prune, in (0, 1), rounded to whole samples.
+        count: Number of samples to prune.
+        epsilon: Largest norm of the predicted (first-order) parameter shift, in the units of the
+            measured layer's parameters; prunes as many samples as can be found within it. It
             bounds a prediction, not the accuracy of a network that is retrained.
-        max_fraction: with ``epsilon``, never prune more than this share. Influences sum to zero,
-            so without a cap "prune everything" would satisfy any epsilon.
-        min_per_class: keep at least this many samples of every class (all of a smaller class).
-            Where classes are unknown a floor of one does nothing and a higher one is an error.
-        proportional: every class keeps its share of the kept samples, rounded to whole samples by
-            largest remainders, and no less than ``min_per_class``.
+        max_fraction: Largest share to prune with ``epsilon``. Influences sum to zero, so without
+            a cap "prune everything" would satisfy any epsilon.
+        min_per_class: Number of samples to keep at least of every class (all of a smaller class).
+            If classes are unknown, a floor of one does nothing and a higher one is an error.
+        proportional: Whether every class keeps its share of the kept samples, rounded to whole
+            samples by largest remainders, and no less than ``min_per_class``.
 
     Raises:
-        ValueError: for a value out of range, or not exactly one of the three.
-        TypeError: for a value that is no number.
+        ValueError: If a value is out of range, or not exactly one of the first three is given.
+        TypeError: If a value is not a number.
 
     Example:
         >>> Budget(fraction=0.4).count_of(50_000)
@@ -82,7 +82,7 @@ class Budget:
             raise ValueError(f"{name} must {rule}, got {value}; {hint}")
 
     def _convert(self, name: str, kind: Callable[[Any], float]) -> None:
-        """Turn numbers of NumPy and torch into Python's, so that a budget can be saved."""
+        """Turn NumPy and torch numbers into Python numbers, so that a budget can be saved."""
         value = getattr(self, name)
         if value is None:
             return
@@ -98,7 +98,7 @@ class Budget:
         """Number of samples to prune out of ``num_samples``; with ``epsilon``, the most.
 
         Raises:
-            ValueError: when that is none or all of them.
+            ValueError: If that is none or all of them.
         """
         if self.count is not None:
             size, asked = self.count, f"count={self.count}"
@@ -117,14 +117,14 @@ class Budget:
         return size
 
     def floors(self, labels: Tensor | None, size: int | None = None) -> Tensor | None:
-        """Samples to keep of each class, int64, shape (classes,); None where there is no floor.
+        """Number of samples to keep of each class, int64, shape (classes,), or None without floors.
 
         Args:
-            labels: classes, int64, shape (n,), or None where they are unknown.
-            size: samples to prune; with ``proportional`` the floors depend on it.
+            labels: Class of every sample, int64, shape (n,), or None if unknown.
+            size: Number of samples to prune; with ``proportional`` the floors depend on it.
 
         Raises:
-            ValueError: when floors are asked for that need the classes, and they are unknown.
+            ValueError: If the floors need the classes, and these are unknown.
         """
         if labels is None:
             if self.proportional or self.min_per_class > 1:
@@ -145,8 +145,8 @@ class Budget:
 def _quotas(counts: Tensor, floors: Tensor, kept: int) -> Tensor:
     """Split ``kept`` over classes in proportion to their counts, none below its floor.
 
-    The proportion is lowered where floors take more than their share; what rounding down leaves
-    goes to the largest remainders. Where the floors alone are more than ``kept`` they stand.
+    If floors take more than their share, the other classes get less. Samples that are left after
+    rounding down go to the largest remainders. Floors that exceed ``kept`` together are returned.
     """
     low, high = 0.0, 1.0
     for _ in range(60):
@@ -172,8 +172,8 @@ class Constraints:
     """Samples that must stay, and samples that must go.
 
     Args:
-        keep: indices of samples that are never pruned, in any order.
-        prune: indices of samples that are always pruned; they count towards the budget.
+        keep: Indices of samples that are never pruned, in any order.
+        prune: Indices of samples that are always pruned; they count towards the budget.
 
     Example:
         >>> keep, prune = Constraints(keep=[3, 1]).indices(num_samples=10)
@@ -188,8 +188,8 @@ class Constraints:
         """The samples to keep and those to prune, each int64 and ascending.
 
         Raises:
-            TypeError: for indices that are not whole numbers.
-            ValueError: for an index that is out of range or given twice.
+            TypeError: If an index is not a whole number.
+            ValueError: If an index is out of range or given twice.
         """
         keep, prune = (() if given is None else given for given in (self.keep, self.prune))
         return (

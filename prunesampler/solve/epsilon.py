@@ -1,4 +1,4 @@
-"""The trials that a budget takes: one for a count, several to find the most that an epsilon allows."""
+"""The trials that a budget needs: one for a count, several to find the most an epsilon allows."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from prunesampler.base.progress import Progress
 from prunesampler.solve.problem import Problem, Solution
 
 SCAN = 16
-"""Counts to try, evenly spaced, when bisection found nothing."""
+"""Number of counts to try, evenly spaced, if bisection finds nothing."""
 
 
 class Trials:
     """Problems of one count, one after another, until the budget is met.
 
-    A solver iterates them, finds a set of low energy for each and notes it; then the solution is
-    there. For a fraction or a count there is one trial. With epsilon the count is bisected, then
-    single samples are added as long as one fits: the set is feasible in float64, and no further
-    sample can be added to it. The smallest shift mostly grows with the count, not always, so a
-    larger set may be missed; where bisection ends with nothing, counts are tried from the largest
-    down. A cost is left out where it would break epsilon.
+    A solver iterates over them and notes a set of low energy for each; then ``solution`` is set.
+    For a fraction or a count there is one trial. With epsilon the count is bisected, then single
+    samples are added as long as one fits: the set is feasible in float64, and no further sample
+    can be added to it. The smallest shift usually grows with the count, but not always, so a
+    larger set may be missed; if bisection finds nothing, counts are tried from the largest down.
+    A cost is ignored where it leads to sets beyond epsilon.
 
     Args:
-        problem: influence, budget and limits.
-        progress: told how far the trials are, or None.
+        problem: Influence, budget and limits.
+        progress: Called with the number of trials done and the number in all, or None.
 
     Raises:
-        ValueError: when the budget cannot be met, or no set within epsilon was found that holds the
+        ValueError: If the budget cannot be met, or no set within epsilon was found that holds the
             samples that must be pruned.
 
     Example:
@@ -50,15 +50,15 @@ class Trials:
 
     @property
     def progress(self) -> Progress | None:
-        """What the solver tells its own progress: nothing where there are several trials."""
+        """Where a solver reports its own steps, or None if the trials themselves are reported."""
         return None if self._problem.budget.epsilon is not None else self._progress
 
     def note(self, pruned: Tensor) -> None:
-        """Take the set found for the trial at hand, indices int64, ascending."""
+        """Record the set found for the current trial: indices, int64, ascending."""
         self._noted = pruned
 
     def __iter__(self) -> Iterator[tuple[Problem, int]]:
-        """The trials: problems and counts."""
+        """Yield the problem and the count of each trial."""
         if not len(self._problem):  # constraints have settled everything
             return
         epsilon = self._problem.budget.epsilon
@@ -70,7 +70,7 @@ class Trials:
         self.solution = self._problem.solution(self._noted)
 
     def _within(self, epsilon: float) -> Iterator[tuple[Problem, int]]:
-        """Trials of falling and rising counts; the solution is the largest set within epsilon."""
+        """Bisect the count; the solution is the largest set found within epsilon."""
         forced, most = len(self._problem.forced), self._most
         low, high, count = forced, most, most
         rounds, done = max(1, most - low).bit_length() + 1, 0
@@ -99,7 +99,7 @@ class Trials:
             self._progress(rounds, rounds)
 
     def _try(self, count: int, epsilon: float) -> Iterator[tuple[Problem, int]]:
-        """A trial with its costs, else without; a larger set within epsilon is the new solution."""
+        """Try a count with its costs, else without; a larger set within epsilon is the solution."""
         plain = [] if self._problem.cost is None else [replace(self._problem, cost=None)]
         for trial in (self._problem, *plain):
             yield trial, count
@@ -113,7 +113,7 @@ class Trials:
 
 def _grow(problem: Problem, found: Solution, most: int, epsilon: float) -> Solution:
     """Add single samples, the one with the smallest shift first, while one stays within epsilon."""
-    if len(found.pruned) >= most:  # nothing fits: then no sample's own shift need be known
+    if len(found.pruned) >= most:  # nothing fits, so the shifts of single samples are not needed
         return found
     n, influence, free = len(problem.influence), problem.influence, problem.free
     squares = influence.sample_squares()[free]
@@ -124,7 +124,7 @@ def _grow(problem: Problem, found: Solution, most: int, epsilon: float) -> Solut
         after += 2 * influence.products(gradient)[free]
         norms = after.clamp(min=0).sqrt() / (n - len(found.pruned) - 1)
         fits = ~taken & _fitting(problem, found.pruned, most)
-        # The last digits may deceive at the bound: only the norm of the set itself decides.
+        # Rounding may mislead close to epsilon, so the norm of the whole set decides.
         hopeful = (fits & (norms <= epsilon * (1 + 1e-6))).nonzero().flatten()
         for place in hopeful[norms[hopeful].argsort()].tolist():
             larger = problem.solution(torch.cat([found.pruned, free[place, None]]).sort().values)
@@ -136,7 +136,7 @@ def _grow(problem: Problem, found: Solution, most: int, epsilon: float) -> Solut
 
 
 def _fitting(problem: Problem, pruned: Tensor, most: int) -> Tensor:
-    """Which free samples the floors and the cap would still let go; bool, shape (U,)."""
+    """Which free samples the floors and the cap still allow to prune; bool, shape (U,)."""
     fits = torch.full((len(problem),), len(pruned) < most)
     floors = problem.budget.floors(problem.labels, min(len(pruned) + 1, len(problem.influence)))
     if floors is None or problem.labels is None:

@@ -1,12 +1,12 @@
-"""The compiled inner loops of the searches, on plain arrays.
+"""The compiled inner loops of the solvers, on plain arrays.
 
 The state is the sum ``V`` of the pruned rows, shape (K, D). Swapping the pruned sample i for the
 kept sample j changes ``V`` by ``u_j - u_i`` with ``u = left ⊗ right``. A swap that raises the energy,
 the norm of ``V`` plus the costs of what is pruned, by x is accepted with probability
 ``exp(-x / temperature)`` (Metropolis).
 
-Floors per class are kept by ``spare``: how many more samples of each class may be pruned, (classes,),
-or (0,) when there are no floors.
+``spare`` enforces the floors: how many more samples of each class may be pruned, shape (classes,), or
+(0,) without floors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ F = TypeVar("F", bound=Callable[..., object])
 def compiled(
     function: F, *, inline: Literal["never", "always"] = "never", fastmath: bool = False
 ) -> F:
-    """Compile a function, and keep the machine code on disk where there is a place to write."""
+    """Compile a function, and keep the machine code on disk if a cache folder is writable.
+
+    Example:
+        >>> @compiled
+        ... def doubled(x):
+        ...     return 2 * x
+        >>> doubled(3)
+        6
+    """
     done: Any
     try:
         done = numba.njit(cache=True, inline=inline, fastmath=fastmath, nogil=True)(function)
@@ -43,7 +51,12 @@ def compiled(
 
 @compiled
 def next_random(state: NDArray[np.uint64]) -> np.uint64:
-    """One step of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014); ``state`` has one element."""
+    """One step of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014); ``state`` has one element.
+
+    Example:
+        >>> hex(next_random(np.zeros(1, dtype=np.uint64)))
+        '0xe220a8397b1dcdaf'
+    """
     state[0] += np.uint64(0x9E3779B97F4A7C15)
     z = state[0]
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -55,7 +68,13 @@ def next_random(state: NDArray[np.uint64]) -> np.uint64:
 def slope_and_overlap(
     left: Floats, right: Floats, state: Floats, i: int, j: int
 ) -> tuple[float, float]:
-    """Inner product of ``u_j - u_i`` with the state, and of ``u_i`` with ``u_j``; reads rows once."""
+    """Inner products of ``u_j - u_i`` with the state, and of ``u_i`` with ``u_j``, in one pass.
+
+    Example:
+        >>> left, right = np.ones((2, 1), np.float32), np.array([[1], [3]], np.float32)
+        >>> slope_and_overlap(left, right, np.array([[10]], np.float32), 0, 1)
+        (20.0, 3.0)
+    """
     slope, lefts, rights = np.float32(0), np.float32(0), np.float32(0)
     for k in range(left.shape[1]):
         at_i, at_j = np.float32(0), np.float32(0)
@@ -71,7 +90,12 @@ def slope_and_overlap(
 
 @compiled
 def rise(square: float, change: float) -> float:
-    """How much the norm rises when its square, ``square``, changes by ``change``."""
+    """How much a norm rises when its square, now ``square``, changes by ``change``.
+
+    Example:
+        >>> rise(9.0, 16.0)
+        2.0
+    """
     return math.sqrt(max(square + change, 0.0)) - math.sqrt(max(square, 0.0))
 
 
@@ -80,13 +104,13 @@ def fill(order: Ints, classes: Ints, spare: Ints, count: int) -> Bools:
     """Prune samples in this order, wherever a floor allows it, until ``count`` are pruned.
 
     Args:
-        order: samples, the first to go first, (U,).
-        classes: class of each sample, (U,).
-        spare: see the module; changed in place.
-        count: samples to prune.
+        order: Samples in the order in which to prune them, shape (U,).
+        classes: Class of each sample, shape (U,).
+        spare: How many more of each class may be pruned, as above; changed in place.
+        count: Number of samples to prune.
 
     Returns:
-        Which samples are pruned, (U,).
+        Which samples are pruned, shape (U,).
 
     Example:
         >>> classes, spare = np.array([0, 0, 1]), np.array([1, 1])
@@ -125,25 +149,36 @@ def metropolis_moves(
     best: Ints,
     best_energy: float,
 ) -> float:
-    """Propose one random swap per temperature; returns the lowest energy met.
+    """Propose one random swap per temperature, and return the lowest energy met.
 
     Args:
-        left: (U, K).
-        right: (U, D).
-        squares: squared norms of the rows, (U,).
-        costs: cost of pruning each sample, in the unit of the energy, (U,).
-        classes: class of each sample, (U,).
-        spare: see the module; changed in place.
-        inside: pruned samples that may be swapped; changed in place.
-        outside: kept samples that may be swapped, pool by pool; changed in place.
-        pool: a sample is only swapped for one of its own pool, (U,).
-        pool_start: where each pool begins in ``outside``, (pools + 1,).
-        state: (K, D), the sum of the pruned rows; changed in place.
-        square: squared norm of the state.
-        temperatures: one per proposal.
-        random_state: of :func:`next_random`; changed in place.
-        best: ``inside`` at the lowest energy met so far, or (0,) not to keep it.
-        best_energy: that energy, costs counted from the beginning of this call's ``inside``.
+        left: Left factors of the rows, shape (U, K).
+        right: Right factors of the rows, shape (U, D).
+        squares: Squared norms of the rows, shape (U,).
+        costs: Cost of pruning each sample, in the unit of the energy, shape (U,).
+        classes: Class of each sample, shape (U,).
+        spare: How many more of each class may be pruned, as above; changed in place.
+        inside: Pruned samples that may be swapped; changed in place.
+        outside: Kept samples that may be swapped, pool by pool; changed in place.
+        pool: Pool of each sample, shape (U,); only samples of the same pool are swapped.
+        pool_start: Where each pool begins in ``outside``, shape (pools + 1,).
+        state: Sum of the pruned rows, shape (K, D); changed in place.
+        square: Squared norm of the state.
+        temperatures: One temperature per proposal.
+        random_state: State of :func:`next_random`; changed in place.
+        best: ``inside`` at the lowest energy met so far, or shape (0,) not to keep it.
+        best_energy: That energy, with costs relative to those of ``inside`` at the call.
+
+    Example:
+        >>> rows, none = np.array([[3], [-3], [1]], np.float32), np.zeros(0, np.int64)
+        >>> inside, outside, state = np.array([0, 2]), np.array([1]), np.array([[4]], np.float32)
+        >>> _ = metropolis_moves(
+        ...     np.ones((3, 1), np.float32), rows, np.array([9.0, 9.0, 1.0]), np.zeros(3),
+        ...     np.zeros(3, np.int64), none, inside, outside, np.zeros(3, np.int64), np.array([0, 1]),
+        ...     state, 16.0, np.full(50, 1e-9), np.zeros(1, np.uint64), none, np.inf,
+        ... )
+        >>> sorted(inside.tolist()), state.item()
+        ([0, 1], 0.0)
     """
     spent = 0.0
     for temperature in temperatures:

@@ -39,16 +39,16 @@ class Solution(NamedTuple):
 class Problem:
     """Which samples may be pruned, and within which limits.
 
-    Samples that must be kept or pruned are settled here; what is left to a solver is free.
+    Samples that must be kept or pruned are settled here; a solver decides about the free ones.
 
     Args:
-        influence: influence of n samples.
-        budget: how much to prune.
-        labels: class of every sample, int64, shape (n,), or None.
-        cost: cost of pruning each sample, float64, shape (n,), or None.
-        free: samples that may be kept or pruned, int64, shape (U,), ascending.
-        forced: samples that must be pruned, int64, ascending.
-        held: samples that must be kept, int64, ascending.
+        influence: Influence of n samples.
+        budget: How much to prune.
+        labels: Class of every sample, int64, shape (n,), or None.
+        cost: Cost of pruning each sample, float64, shape (n,), or None.
+        free: Samples that may be kept or pruned, int64, shape (U,), ascending.
+        forced: Samples that must be pruned, int64, ascending.
+        held: Samples that must stay, int64, ascending.
 
     Example:
         >>> import torch
@@ -78,7 +78,7 @@ class Problem:
         """Settle which samples must stay or go.
 
         Raises:
-            ValueError: when constraints contradict each other, a label is below zero, or a cost is
+            ValueError: If constraints contradict each other, a label is below zero, or a cost is
                 not finite.
         """
         n = len(influence)
@@ -106,11 +106,11 @@ class Problem:
         return len(self.free)
 
     def solution(self, pruned: Tensor) -> Solution:
-        """A set with the norm of its shift, which is zero where nothing is pruned."""
+        """A set with the norm of its shift, which is zero for the empty set."""
         return Solution(pruned, self.influence.shift_norm(pruned) if len(pruned) else 0.0)
 
     def samples(self, pruned: Bools) -> Tensor:
-        """All samples to prune when these free ones are, int64, ascending."""
+        """All samples to prune if these of the free ones are pruned, int64, ascending."""
         return torch.cat([self.forced, self.free[torch.from_numpy(pruned)]]).sort().values
 
     def classes(self) -> Ints:
@@ -120,9 +120,9 @@ class Problem:
         return self.labels[self.free].numpy()
 
     def pools(self) -> Ints:
-        """Class of each free sample where every class has its quota, else zero, shape (U,).
+        """Class of each free sample if every class has a quota, else zero, shape (U,).
 
-        With quotas swaps between classes are never allowed, so they need not be proposed.
+        Quotas forbid swaps between classes, so these need not be proposed.
         """
         return self.classes() if self.budget.proportional else np.zeros(len(self), dtype=np.int64)
 
@@ -133,12 +133,12 @@ class Problem:
         return self.cost[self.free].numpy() / count
 
     def spare(self, count: int | None = None) -> Ints:
-        """How many free samples of each class the floors let go, shape (classes,), maybe negative.
+        """How many free samples of each class may be pruned, shape (classes,), or (0,) without floors.
 
-        Empty where there is no floor.
+        A class is negative if the samples that must be pruned break its floor.
 
         Args:
-            count: samples that are pruned in all; quotas depend on it.
+            count: Number of samples to prune in all; quotas depend on it.
         """
         floors = self.budget.floors(self.labels, count)
         if floors is None or self.labels is None:
@@ -161,10 +161,10 @@ class Problem:
         return self.fill(np.random.default_rng(seed).permutation(len(self)), count)
 
     def most(self, count: int | None = None) -> int:
-        """The most samples that may be pruned; ``count`` is what is asked for, as quotas need it.
+        """Largest number of samples that may be pruned; quotas depend on the ``count`` asked for.
 
         Raises:
-            ValueError: when the samples that must be pruned break a floor.
+            ValueError: If the samples that must be pruned break a floor.
         """
         spare = self.spare(count)
         if not len(spare):
@@ -175,10 +175,10 @@ class Problem:
         return len(self.forced) + int(np.minimum(free, spare).sum())
 
     def count(self) -> int:
-        """How many samples to prune; with epsilon, the most that may be.
+        """Number of samples to prune; with epsilon, the largest that is allowed.
 
         Raises:
-            ValueError: when the budget contradicts floors or constraints.
+            ValueError: If the budget contradicts floors or constraints.
         """
         n, budget, least = len(self.influence), self.budget, len(self.forced)
         asked = budget.count_of(n)
@@ -196,7 +196,7 @@ class Problem:
         return asked
 
     def _out_of_range(self, asked: int, most: int) -> str:
-        """What stands against pruning as many as asked for, and the nearest that can be met."""
+        """Why the number asked for cannot be pruned, and the nearest budget that can be met."""
         n, least = len(self.influence), len(self.forced)
         reasons = []
         if asked < least:

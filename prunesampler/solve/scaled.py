@@ -1,10 +1,10 @@
-"""A problem of one count, scaled for annealing: rows, start, temperatures, and how far swaps reach.
+"""A problem of one count, scaled for annealing: its rows, costs, temperatures and reach.
 
 At temperature T the norm of the state settles near R * T, for R dimensions: its density grows like
 the (R - 1)-th power of the norm and its probability falls like exp(-norm / T). A swap that changes
-the state by a vector of length u is then likely to be accepted only while u is not much longer than
-sqrt(R) * T. So samples with rows longer than ``REACH`` times that are left as they are: the search
-narrows to ever shorter rows as it cools.
+the state by a vector of norm u is then likely to be accepted only while u is not much larger than
+sqrt(R) * T. So samples whose rows have norms above ``REACH`` times that are not swapped: as the
+temperature falls, annealing narrows to rows of ever smaller norm.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from prunesampler.influence.rows import RankOne
 from prunesampler.solve.problem import Bools, Ints, Problem
 
 COLDEST = 1e-4
-"""Last temperature as a share of the first, at which a random set is in equilibrium."""
+"""Last temperature as a share of the first; at the first a random set is in equilibrium."""
 REACH = 10.0
 SMALL = 1000
-"""Problems of up to this many free samples are searched whole to the end, and the best set met is
-returned: few samples make rugged problems, where the search finds the best set and leaves it again."""
+"""Up to this number of free samples, all stay within reach, and the best set met is returned, since
+with few samples annealing may find the best set and leave it again."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Scaled:
     """A problem of one count, in units of the mean norm of its rows.
 
     Args:
-        problem: what is searched.
-        count: samples to prune.
-        rows: whitened rows of the free samples, float32.
-        fixed: sum of the rows of the samples that must be pruned, less the means that come with
-            ``count`` samples, shape (K, D), float64.
-        norms: norms of the centred rows, shape (U,), float64.
-        costs: cost of pruning each free sample, in the unit of the energy, shape (U,).
-        hottest: first temperature.
+        problem: The problem before scaling.
+        count: Number of samples to prune.
+        rows: Whitened rows of the free samples, float32.
+        fixed: Sum of the rows of the samples that must be pruned, less ``count`` times the mean
+            row, shape (K, D), float64.
+        norms: Norms of the centred rows, shape (U,), float64.
+        costs: Cost of pruning each free sample, in the unit of the energy, shape (U,).
+        hottest: The first temperature.
 
     Example:
         >>> from prunesampler import Budget, Influence
@@ -89,17 +89,17 @@ class Scaled:
     ) -> NDArray[np.float64]:
         """Temperatures of the steps from ``first`` to before ``last``, falling geometrically.
 
-        Only those asked for are laid out: for a million samples all would take half a gibibyte.
+        Only these are computed: for a million samples all would take half a gibibyte.
 
         Args:
-            steps: steps of the whole search.
-            first: step to begin with.
-            last: step to end before; default: the end.
+            steps: Number of steps in all.
+            first: Step to begin with.
+            last: Step to end before, by default the end.
         """
         last = steps if last is None else last
         hottest, coldest, end = self.hottest, self.hottest * COLDEST, max(2, steps) - 1
         top, bottom = np.log10(hottest), np.log10(coldest)
-        # As np.geomspace has them, to the last bit: another temperature would be another set.
+        # Equal to np.geomspace to the last bit: other temperatures would give another set.
         exponents = np.arange(first, last) * ((bottom - top) / end) + top
         found: NDArray[np.float64] = np.power(10.0, exponents)
         found[: max(0, 1 - first)] = hottest
@@ -107,9 +107,9 @@ class Scaled:
         return found
 
     def within_reach(self, pruned: Bools, temperature: float) -> tuple[Ints, Ints]:
-        """Pruned and kept samples whose rows are short enough to be swapped at this temperature.
+        """Pruned and kept samples whose rows have norms small enough to swap at this temperature.
 
-        All of them are where there is a cost, which long rows may be worth, and in small problems.
+        In small problems all are, and also with a cost, which may be worth a large norm.
         """
         longest = REACH * math.sqrt(math.prod(self.rows.shape)) * temperature
         near = self.norms.numpy() <= longest
@@ -124,7 +124,7 @@ class Scaled:
 
 
 def _centred_norms(rows: RankOne, mean: Tensor) -> Tensor:
-    """Norm of every row less the mean, shape (U,), float64, multiplied out."""
+    """Norm of every row less the mean, shape (U,), float64, from its expanded square."""
     squares = rows.norms().square() - 2 * rows.inner(mean) + mean.square().sum()
     return squares.clamp(min=0).sqrt().cpu()
 

@@ -1,9 +1,9 @@
 """Solvers of the selection problem: which samples to prune, as a group.
 
-Problem B (``fraction``, ``count``): of all sets of m samples choose one of smallest shift.
-Problem A (``epsilon``): of all sets with ``||shift|| <= epsilon`` choose one of most samples.
-Both are from Yang et al., ICLR 2023, section 3.2; both are combinatorial, so `anneal` finds good
-sets, and only trying every set would find the best.
+Problem B (``fraction``, ``count``): of all sets of m samples choose one with the smallest shift.
+Problem A (``epsilon``): of all sets with ``||shift|| <= epsilon`` choose one with most samples.
+Both are from Yang et al., ICLR 2023, section 3.2. Both are combinatorial: `anneal` finds good sets,
+and only trying every set would find the best.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Solver(Protocol):
 
     It uses no global random numbers, and the same arguments give the same set on the same hardware.
     Options of its own are set with ``functools.partial``. A solver of your own builds the
-    `prunesampler.solve.problem.Problem`, and iterates its `prunesampler.solve.epsilon.Trials` to
-    serve both kinds of budget.
+    `prunesampler.solve.problem.Problem`, and iterates over its `prunesampler.solve.epsilon.Trials`
+    to serve both kinds of budget.
 
     Solvers search among the whitened float32 rows of the influence; the norm in the solution is
-    computed afresh, in float64 and in the influence's metric, from the set that is returned.
+    computed from the returned set, in float64 and in the influence's metric.
     """
 
     def __call__(
@@ -45,29 +45,29 @@ class Solver(Protocol):
         """Choose the samples to prune.
 
         Args:
-            influence: influence of n samples.
-            budget: how much to prune.
-            labels: class of every sample, int64, shape (n,), for the budget's floors; or None.
-            constraints: samples that must stay or go, or None.
-            cost: cost of pruning each sample, shape (n,), or None. The energy of a set is then the
+            influence: Influence of n samples.
+            budget: How much to prune.
+            labels: Class of every sample, int64, shape (n,), for the budget's floors; or None.
+            constraints: Samples that must stay or go, or None.
+            cost: Cost of pruning each sample, shape (n,), or None. The energy of a set is then the
                 norm of its shift as a share of a random set's, plus the mean cost of its samples.
-            seed: seed of the solver's own random numbers.
-            progress: called now and then with the steps done and the steps in all, or None.
+            seed: Seed of the solver's own random numbers.
+            progress: Called now and then with the steps done and the steps in all, or None.
 
         Raises:
-            ValueError: when the budget cannot be met, or an argument is not valid.
+            ValueError: If the budget cannot be met, or an argument is not valid.
         """
 
 
 def cheapest(problem: Problem, seed: int) -> Solution:
-    """Prune the samples of lowest cost that floors and constraints let go, whatever their shift.
+    """Prune the samples of lowest cost that floors and constraints allow, whatever their shift.
 
     Args:
-        problem: a problem with a cost, of a fraction or count.
-        seed: seed of the order in which samples of equal cost go.
+        problem: A problem with a cost, and a fraction or a count as budget.
+        seed: Seed of the order in which samples of equal cost are pruned.
 
     Raises:
-        ValueError: when there is no cost, the budget is an epsilon, or it cannot be met.
+        ValueError: If there is no cost, the budget is an epsilon, or it cannot be met.
 
     Example:
         >>> import torch

@@ -1,1 +1,1 @@
-"""What touches a training loop: when to select, when to redraw, and what to warn of."""
+"""The training loop's side: when to select, when to redraw, and what to warn about."""

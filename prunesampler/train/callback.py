@@ -1,4 +1,4 @@
-"""When to prune: the one object a training loop talks to."""
+"""The callback through which a training loop prunes."""
 
 from __future__ import annotations
 
@@ -39,52 +39,49 @@ STATE_KEYS = {"version", "sampler", "epochs_ended", "selected", "redraws"}
 
 
 class PruningCallback:
-    """Prunes the sampler after the warm-up, and again or back to all samples if asked to.
+    """Prunes the sampler after the warm-up; optionally selects again, and ends on all samples.
 
-    Call `on_epoch_end` once at the end of every epoch, on every process. Its state holds the sampler's:
-    save `state_dict` with the model and the optimizer, and a resumed run goes on as if it had not
-    stopped. If a run is past its warm-up and nothing was selected yet, the first call selects. At the
-    end of the first epoch it measures a batch on trial (`InfluencePruner.check`).
+    Call `on_epoch_end` once at the end of every epoch, on every process. Save `state_dict`, which
+    includes the sampler's, with the model and the optimizer, to resume a run as if it had not
+    stopped. If a run is past its warm-up without a selection, the first call selects. After the
+    first epoch it measures a batch on trial (`InfluencePruner.check`).
 
-    With ``redraw_every`` the kept set changes between two measurements: another set of the same
-    budget, from the scores at hand, and the samples left out longest come back first, each within
+    With ``redraw_every`` the kept set also changes between measurements: other sets of the same
+    budget are drawn from the same scores. The samples left out longest come back first, each within
     ``ceil(1 / k) + 1`` draws, where k is the kept share of the samples that are free to go (see
-    `prunesampler.select.rotation`). For networks trained from scratch this is the mode to use.
+    `prunesampler.select.rotation`). Use it for networks that are trained from scratch.
 
-    At the end of the first pruned epoch it warns, once, when nobody iterated the sampler, when an
-    epoch had the order of another (a resumed run without ``set_epoch``), and of what `watch` sees.
+    After the first pruned epoch it warns, once, if the sampler was not iterated, if an epoch ran in
+    the order of another (a resumed run without ``set_epoch``), and about what `watch` finds.
 
     Args:
-        sampler: sampler of the training loader.
-        pruner: pruner over the same samples, without augmentation.
-        warmup_epochs: number of epochs on all samples before the first selection, at least 1.
-        refresh_every: number of epochs after which to measure and select again, or None for never.
-        redraw_every: number of epochs after which to draw another set without measuring, or None
+        sampler: Sampler of the training loader.
+        pruner: Pruner over the same samples, without augmentation.
+        warmup_epochs: Number of epochs on all samples before the first selection, at least 1.
+        refresh_every: Number of epochs after which to measure and select again, or None for never.
+        redraw_every: Number of epochs after which to draw another set without measuring, or None
             for never. The scores stay in memory on rank 0.
-        final_full_epochs: number of epochs on all samples at the end; needs ``epochs``.
-        epochs: number of epochs of the run, if known. Nothing is selected at its end.
-        accelerator: Accelerator of the run, if there is one: its ``save_state`` and ``load_state``
-            then keep this callback's state, its trackers get the shift, the kept samples and the
-            seconds of every selection, and its loaders and schedulers are watched.
-        on_selection: function called with every selection, after the sampler was restricted.
-        scores_dir: with ``redraw_every``, folder into which rank 0 writes what it measured, once;
-            without it every state holds that, ``4 n (2 C + D + 4)`` bytes.
-        on_error: what a selection that fails, or the trial before it, does: ``"raise"`` ends the run;
-            ``"continue"`` warns, once of each, and goes on with the samples that were kept before.
-            Mistakes in the calls themselves are raised in any case.
+        final_full_epochs: Number of epochs on all samples at the end; needs ``epochs``.
+        epochs: Number of epochs of the run, if known. Nothing is selected at its end.
+        accelerator: Accelerator of the run, if there is one. Its ``save_state`` and ``load_state``
+            then include this callback's state, its trackers get the figures of every selection, and
+            its loaders and schedulers are watched.
+        on_selection: Function called with every selection, after the sampler was restricted.
+        scores_dir: With ``redraw_every``, folder into which rank 0 writes the measurements, once;
+            without it every state holds them, ``4 n (2 C + D + 4)`` bytes.
+        on_error: Whether a failed selection, or a failed trial, ends the run (``"raise"``) or is
+            reported in one warning each while the kept samples stay as they are (``"continue"``).
+            Mistakes in the calls themselves are always raised.
 
     Attributes:
-        sampler: the sampler as it was given.
-        pruner: the pruner as it was given.
         selection: the last selection in this process, or None.
-        plan: which epochs run on what.
-        log: function that gets numbers by name and the step with every selection, or None; by
-            default that of the accelerator, if there is one.
-        managed: whether a framework shares out the samples and saves the state; its integration
-            sets this.
+        plan: plan of the epochs that run on all samples and on the kept ones.
+        log: function called with the figures of every selection and the step, or None; by default
+            the accelerator's.
+        managed: whether a framework shares out the samples and saves the state.
 
     Raises:
-        ValueError: for numbers out of range, or a pruner over another number of samples.
+        ValueError: For numbers out of range, or a pruner over another number of samples.
 
     Example:
         >>> import torch
@@ -153,7 +150,7 @@ class PruningCallback:
         self.sampler.expect_call()
 
     def reset(self) -> None:
-        """Forget an earlier run: all samples are kept again, and the next epoch is the first."""
+        """Begin a new run: all samples are kept again, and the next epoch is the first."""
         if self._run.ended >= 0:
             self.sampler.restart()
         self._start()
@@ -161,24 +158,24 @@ class PruningCallback:
     def on_epoch_end(
         self, epoch: int, model: nn.Module, *, step: int | None = None
     ) -> Selection | None:
-        """Select and restrict, or keep all samples again, when the time has come.
+        """Select and restrict the sampler, or keep all samples again, if that is due.
 
         Args:
-            epoch: epoch that ended, counted from 0.
-            model: model as it is trained, wrapped or not.
-            step: step at which trackers put the figures; default: the epoch. Give the number of
-                optimiser steps so far to trackers that want steps to rise.
+            epoch: Epoch that ended, counted from 0.
+            model: Model as it is trained, wrapped or not.
+            step: Step at which trackers record the figures; default: the epoch. For trackers whose
+                steps must rise give the number of optimiser steps so far.
 
         Returns:
             The new selection, if there is one.
 
         Raises:
-            ValueError: see `InfluencePruner.select`; also for an epoch that is not the one after the
-                last: counted from 1, told twice, or another than the state that was loaded leads to.
-            RuntimeError: when the sampler's seed, size or kept set differs between ranks.
+            ValueError: As in `InfluencePruner.select`; also when ``epoch`` is not the one after the
+                last, for example when it is counted from 1 or does not fit the loaded state.
+            RuntimeError: If the sampler's seed, size or kept set differs between ranks.
         """
         loaded, clock = self._loaded.ended is not None, self.sampler.clock
-        self._loaded.silent = True  # whatever happens now, an epoch was trained
+        self._loaded.silent = True  # an epoch was trained, even if this call fails
         check_epoch(epoch, self._run.ended, loaded=loaded, restored=clock.restored)
         self._watch.epoch_ended(epoch, self.plan)
         clock.settle()
@@ -189,15 +186,15 @@ class PruningCallback:
     def catch_up(
         self, epoch: int, model: nn.Module, *, step: int | None = None
     ) -> Selection | None:
-        """Do what was due before this coming epoch, if a checkpoint was saved before it was done.
+        """Do what was due before this coming epoch, if the checkpoint was saved before it was done.
 
-        Needed where checkpoints are saved between an epoch's last batch and `on_epoch_end`, as
-        frameworks do; their integrations call it. Otherwise it does nothing.
+        That happens if checkpoints are saved between an epoch's last batch and `on_epoch_end`, as
+        frameworks do; their integrations call this. Otherwise it does nothing.
 
         Args:
-            epoch: first epoch of the resumed run, counted from 0.
-            model: model as it was restored.
-            step: see `on_epoch_end`.
+            epoch: First epoch of the resumed run, counted from 0.
+            model: Restored model.
+            step: Step for trackers, as in `on_epoch_end`.
         """
         if self._run.ended >= epoch - 1:
             self._loaded.ended = None
@@ -208,20 +205,19 @@ class PruningCallback:
         return selection
 
     def watch(self, *, loader: Any = None, scheduler: Any = None) -> None:
-        """Warn at the end of the first pruned epoch of what these would spoil without a word.
+        """Check these at the end of the first pruned epoch, and warn about mistakes.
 
-        That is: a batch larger than the kept set, and a learning-rate schedule that is longer than
-        the run, where ``epochs`` is known. The loaders and schedulers of accelerate and of the
-        integrations are watched without asking.
+        It finds batches larger than the kept set and, if ``epochs`` is known, learning-rate
+        schedules longer than the run. With accelerate and the integrations this needs no call.
 
         Args:
-            loader: training loader, or None.
-            scheduler: learning-rate scheduler, as in ``torch.optim.lr_scheduler``, or None.
+            loader: Training loader, or None.
+            scheduler: Learning-rate scheduler, as in ``torch.optim.lr_scheduler``, or None.
         """
         self._watch.add([loader], [scheduler])
 
     def _prepare(self, coming: int, model: nn.Module, step: int | None) -> Selection | None:
-        """Decide what is due before this coming epoch, do it, and tell of it."""
+        """Decide what is due before this coming epoch, do it, and report the selection."""
         started, run = time.perf_counter(), self._run
         self.sampler.called()
         if run.last_end is None and not self.managed and self._accelerator is None:
@@ -236,7 +232,7 @@ class PruningCallback:
         return selection
 
     def _announce(self, selection: Selection, epoch: int, step: int | None, started: float) -> None:
-        """Tell of a selection: in the terminal, to the trackers, to the user's function."""
+        """Report a selection to the terminal, the trackers and the user's function."""
         before, seconds = self._run.last_end, time.perf_counter() - started
         if current_group().rank == 0:
             epoch_seconds = None if before is None else started - before
@@ -247,10 +243,9 @@ class PruningCallback:
             self._on_selection(selection)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs: the sampler's state, and what a redraw needs.
+        """The state of the run, with the sampler's; save the one of rank 0.
 
-        With ``redraw_every`` that includes the measurements, or the name of their file in
-        ``scores_dir``, on rank 0 only: save rank 0's.
+        With ``redraw_every`` only that one holds the measurements, or the name of their file.
         """
         run = self._run
         return {
@@ -267,7 +262,7 @@ class PruningCallback:
         """Restore what `state_dict` returned on rank 0; on an error nothing changes.
 
         Raises:
-            ValueError: when the state is of another version or dataset, or not whole.
+            ValueError: If the state has another version or dataset, or is incomplete.
         """
         check_state(state, type(self).__name__, STATE_VERSION, STATE_KEYS)
         check_same_data(self.pruner, state.get("data"))
@@ -295,22 +290,21 @@ class PruningCallback:
         """Number of optimiser steps of a whole run, for sizing a learning-rate schedule.
 
         With ``Budget(epsilon=)`` the number of pruned samples is known only after the selection.
-        Before, this returns the steps without pruning, which is an upper bound, and warns; call it
-        again in ``on_selection``.
+        Before that, this warns and returns an upper bound; call it again in ``on_selection``.
 
         Args:
-            epochs: number of epochs of the whole run.
-            batch_size: batch size per process, as the loader has it.
-            drop_last: whether an epoch's last, smaller batch is left out, as the loader has it.
-            num_processes: number of processes that share out the batches, as accelerate does by
+            epochs: Number of epochs of the whole run.
+            batch_size: Batch size per process, as the loader has it.
+            drop_last: Whether an epoch's last, smaller batch is left out, as the loader has it.
+            num_processes: Number of processes that share out the batches, as accelerate does by
                 default. With ``split_batches=True`` or a sampler with ``num_replicas`` leave it at 1.
-                A scheduler that accelerate prepared steps ``num_processes`` times per optimiser
-                step: multiply.
-            gradient_accumulation_steps: number of batches per optimiser step; an epoch's rest makes
-                a step of its own.
+                A scheduler that accelerate prepared makes ``num_processes`` steps per optimiser
+                step, so multiply the result.
+            gradient_accumulation_steps: Number of batches per optimiser step; an epoch's last
+                batches make a step even if they are fewer.
 
         Raises:
-            ValueError: for numbers below 1, or an epoch that would have no batch.
+            ValueError: For numbers below 1, or an epoch that would have no batch.
         """
         return optimiser_steps(
             self.planned_lengths(epochs),
@@ -324,7 +318,7 @@ class PruningCallback:
         """Number of samples that each epoch of a whole run draws, on one rank of the sampler.
 
         Raises:
-            ValueError: for no epoch, or another number than the callback was made for.
+            ValueError: If ``epochs`` is below 1, or not the number that the callback was given.
         """
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")

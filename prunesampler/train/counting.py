@@ -1,4 +1,4 @@
-"""Checks that a loop, its data and its states are as the callback expects."""
+"""Checks that a loop, its data and its states fit the callback."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ BY_LENGTH = (
 
 
 def check_epoch(epoch: int, ended: int, *, loaded: bool, restored: bool) -> None:
-    """Check that an epoch which ended is the one after the last that did.
+    """Check that the epoch that ended follows the last one that ended before.
 
     Args:
-        epoch: epoch that ended, as the loop counts.
-        ended: last epoch whose end was seen, -1 before any.
-        loaded: whether ``ended`` is known from a state, and no epoch has ended since.
-        restored: whether at least the sampler knows from a state where the run is.
+        epoch: Epoch that ended, as counted by the loop.
+        ended: Last epoch whose end was seen, -1 before any.
+        loaded: Whether ``ended`` is known from a state, and no epoch has ended since.
+        restored: Whether the sampler, at least, was restored from a state.
 
     Raises:
-        ValueError: when the loop counts from 1, calls more than once an epoch, or resumes elsewhere.
+        ValueError: If the loop counts from 1, calls more than once an epoch, or resumes elsewhere.
 
     Example:
         >>> check_epoch(0, -1, loaded=False, restored=False)
@@ -73,7 +73,7 @@ def check_fit(sampler: InfluencePrunedSampler, pruner: InfluencePruner) -> None:
     """Check that a sampler and a pruner can serve one run.
 
     Raises:
-        ValueError: for a pruner over another number of samples, or a budget that leaves too few.
+        ValueError: For a pruner over another number of samples, or a budget that leaves too few.
 
     Example:
         >>> from prunesampler import Budget
@@ -96,10 +96,10 @@ def check_fit(sampler: InfluencePrunedSampler, pruner: InfluencePruner) -> None:
 
 
 def checked_on_error(on_error: Literal["raise", "continue"]) -> Literal["raise", "continue"]:
-    """The argument ``on_error`` as it was given, if it is one of its two words.
+    """Return ``on_error`` unchanged, if it is one of the two words allowed.
 
     Raises:
-        ValueError: for another word.
+        ValueError: If it is another word.
 
     Example:
         >>> checked_on_error("continue")
@@ -111,14 +111,14 @@ def checked_on_error(on_error: Literal["raise", "continue"]) -> Literal["raise",
 
 
 def check_same_data(pruner: InfluencePruner, outline: str | None) -> None:
-    """Check that a state was saved with the dataset at hand, as far as the state tells.
+    """Check that a state was saved with the current dataset, if the state tells.
 
     Args:
-        pruner: pruner over the dataset at hand.
+        pruner: Pruner over the current dataset.
         outline: `InfluencePruner.outline` in the state, or None where it holds none.
 
     Raises:
-        ValueError: when it was another dataset.
+        ValueError: If it was another dataset.
 
     Example:
         >>> from prunesampler import Budget
@@ -134,7 +134,7 @@ def check_same_data(pruner: InfluencePruner, outline: str | None) -> None:
 
 
 def check_sharing(sampler: InfluencePrunedSampler) -> None:
-    """Warn when several processes do not share out the samples, or accelerate does unknown to us.
+    """Warn when processes do not share out the samples, or accelerate runs without our knowledge.
 
     Example:
         >>> check_sharing(InfluencePrunedSampler(range(6)))  # one process, no Accelerator
@@ -154,15 +154,15 @@ def check_sharing(sampler: InfluencePrunedSampler) -> None:
 
 
 def say_where(sampler: InfluencePrunedSampler, ended: int, *, stateful: bool) -> None:
-    """Say how to find the place of a state that was saved within a pruned, shorter epoch.
+    """Log how to resume from a state that was saved within a pruned, shorter epoch.
 
-    Nobody can see from outside how many batches a script skips, and a script that takes all epochs to
-    be as long as this one skips too few or too many.
+    The callback cannot see how many batches a script skips. A script that assumes that all epochs
+    have one length skips too few or too many.
 
     Args:
-        sampler: sampler after its state was restored.
-        ended: number of epochs that were over.
-        stateful: whether the loader itself knows its place.
+        sampler: Sampler after its state was restored.
+        ended: Number of epochs that were over.
+        stateful: Whether the loader restores its own position.
 
     Example:
         >>> say_where(InfluencePrunedSampler(range(6)), 2, stateful=False)  # not pruned: no need
@@ -180,24 +180,24 @@ def say_where(sampler: InfluencePrunedSampler, ended: int, *, stateful: bool) ->
 
 
 class ResumePoint:
-    """Where a state that was loaded says the run is, until everything due after its next epoch is done.
+    """The number of ended epochs in a loaded state, until the next epoch has ended.
 
-    When its owner goes before that, it says that the state was loaded for nothing.
+    If its owner is deleted before that, it logs that the state was never used.
 
     Args:
-        owner: object that loads the state.
+        owner: Object that loads the state.
 
     Attributes:
         ended: number of epochs that had ended in the state, or None where no state is pending.
-        silent: whether to say nothing, since an epoch was trained, or a framework loaded the state,
-            which knows its place itself.
+        silent: whether to log nothing, since an epoch was trained, or a framework loaded the state
+            and finds the position itself.
 
     Example:
         >>> class Owner: ...
         >>> owner = Owner()
         >>> point = ResumePoint(owner)
         >>> point.ended, point.silent = 3, True
-        >>> del owner  # nothing is said
+        >>> del owner  # nothing is logged
     """
 
     def __init__(self, owner: object) -> None:

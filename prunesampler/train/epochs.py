@@ -1,4 +1,4 @@
-"""Which epochs run on all samples, and before which a set is chosen."""
+"""Which epochs run on all samples, and before which epochs a set is chosen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prunesampler.base.checks import warn
 
 
 class Due(Enum):
-    """What is to be done before an epoch.
+    """The work to be done before an epoch.
 
     Example:
         >>> EpochsPlan(warmup_epochs=2).due(2, missed=False, first=False).name
@@ -25,17 +25,17 @@ class Due(Enum):
 
 @dataclass(frozen=True)
 class EpochsPlan:
-    """Which epochs run on what. Epochs count from 0; ``epoch`` is always the coming one.
+    """Which epochs run on which samples. Epochs count from 0; ``epoch`` is the coming one.
 
     Args:
-        warmup_epochs: number of epochs on all samples before the first selection, at least 1.
-        refresh_every: number of epochs between two selections, each measured anew, or None.
-        redraw_every: number of epochs between two sets drawn from the same scores, or None.
-        final_full_epochs: number of epochs on all samples at the end, once ``epochs`` is known.
-        epochs: number of epochs of the run, or None where unknown. Nothing is chosen at its end.
+        warmup_epochs: Number of epochs on all samples before the first selection, at least 1.
+        refresh_every: Number of epochs between two selections, each measured anew, or None.
+        redraw_every: Number of epochs between two sets drawn from the same scores, or None.
+        final_full_epochs: Number of epochs on all samples at the end, if ``epochs`` is known.
+        epochs: Number of epochs of the run, or None where unknown. Nothing is chosen at its end.
 
     Raises:
-        ValueError: for numbers out of range.
+        ValueError: For numbers out of range.
 
     Example:
         >>> plan = EpochsPlan(warmup_epochs=2, final_full_epochs=1, epochs=5)
@@ -72,7 +72,7 @@ class EpochsPlan:
         """The same plan for a run of this many epochs.
 
         Raises:
-            ValueError: when it was made for another number.
+            ValueError: If it was made for another number of epochs.
         """
         if self.epochs not in (None, epochs):
             raise ValueError(f"epochs={epochs}, but the callback was made for epochs={self.epochs}")
@@ -87,12 +87,12 @@ class EpochsPlan:
         )
 
     def due(self, epoch: int, *, missed: bool, first: bool) -> Due:
-        """What is to be done before this epoch.
+        """The work to be done before this epoch.
 
         Args:
-            epoch: the coming epoch.
-            missed: whether a selection should have been made before and was not.
-            first: whether nothing was done in this run so far.
+            epoch: The coming epoch.
+            missed: Whether an earlier selection was due but not made.
+            first: Whether this is the first call in the run.
         """
         if self.ends_pruning(epoch):
             return Due.ALL_SAMPLES
@@ -106,22 +106,22 @@ class EpochsPlan:
         return Due.TRIAL if first and self.prunes_from(epoch) else Due.NOTHING
 
     def ends_pruning(self, epoch: int) -> bool:
-        """Whether it is one of the last epochs, on all samples."""
+        """Whether this epoch is one of the last ones, which run on all samples."""
         if not self.final_full_epochs or self.epochs is None:
             return False
         return epoch >= self.epochs - self.final_full_epochs
 
     def prunes(self, epoch: int) -> bool:
-        """Whether it runs on the kept samples."""
+        """Whether this epoch runs on the kept samples."""
         return epoch >= self.warmup_epochs and not self.ends_pruning(epoch)
 
     def prunes_from(self, epoch: int) -> bool:
-        """Whether it or a later epoch runs on the kept samples, as far as known."""
+        """Whether this or a later epoch runs on the kept samples; true if the end is unknown."""
         last = self.epochs
         return last is None or any(self.prunes(coming) for coming in range(epoch, last))
 
     def over(self, epoch: int) -> bool:
-        """Whether the run is known to have ended."""
+        """Whether the run is known to end before this epoch."""
         return self.epochs is not None and epoch >= self.epochs
 
 

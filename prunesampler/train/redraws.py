@@ -1,4 +1,4 @@
-"""Selections one after another from the same scores, such that every sample returns in time."""
+"""Repeated selections from the same scores, in which every sample returns within a few draws."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from prunesampler.select.selection import Selection
 
 
 class Redraws:
-    """Draws selections from the scores at hand, and remembers how long each sample was left out.
+    """Draws selections from the same scores, and remembers how long each sample was left out.
 
     Args:
-        pruner: pruner that measures and draws.
-        folder: folder into which rank 0 writes the measurements, once, so that states only name the
-            file; None to have them in every state.
+        pruner: Pruner that measures and draws.
+        folder: Folder into which rank 0 writes the measurements, so that states only name the file;
+            None to store them in every state.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -49,9 +49,9 @@ class Redraws:
         """The next selection; call it on all processes.
 
         Args:
-            model: model as it is trained.
-            kept: indices of the samples kept so far, int64.
-            measure: whether to measure anew; also done when nothing is measured yet.
+            model: Model as it is trained.
+            kept: Indices of the samples kept so far, int64.
+            measure: Whether to measure again; the first draw measures in any case.
         """
         group = current_group()
         measured = group.broadcast_bytes(bytes([self._scores is not None])) == b"\x01"
@@ -60,7 +60,7 @@ class Redraws:
         if anew:
             self._scores = self._pruner.measure(model)
             together(group, self._write)
-        if not measured:  # what is left out now was so before a run resumed
+        if not measured:  # the samples left out now were left out before the run resumed
             left_out = complement(kept, len(self._ages))
             self._ages = older(self._ages, left_out) if len(left_out) else self._ages
         selection = self._pruner.redraw(self._scores, self._ages, certify=anew)
@@ -68,7 +68,7 @@ class Redraws:
         return selection
 
     def _write(self) -> None:
-        """Write the measurements into a file of their own, where there is a folder for it."""
+        """Write the measurements into their own file, if there is a folder."""
         if self._folder is not None and self._scores is not None:
             data = pack_state(self._scores.state_dict())
             self._file = None  # if writing fails, states hold the scores themselves
@@ -78,7 +78,7 @@ class Redraws:
             self._file = name
 
     def _read(self, name: str) -> Mapping[str, Any]:
-        """The measurements in a file that a state names."""
+        """Read the measurements from the file that a state names."""
         if self._folder is None:
             raise ValueError(
                 f"the measurements of this state are in a file of their own, {name}: give the callback "
@@ -98,7 +98,7 @@ class Redraws:
     def state_dict(self) -> dict[str, Any]:
         """The ages, and the measurements or the name of their file, on rank 0 only.
 
-        Measurements are ``4 n (2 C + D + 4)`` bytes.
+        The measurements take ``4 n (2 C + D + 4)`` bytes.
         """
         return {
             "rank": current_group().rank,
@@ -111,7 +111,7 @@ class Redraws:
         """Restore what `state_dict` returned on rank 0; on an error nothing changes.
 
         Raises:
-            ValueError: when the state is not whole, of another dataset, or of another rank.
+            ValueError: If the state is incomplete, or of another dataset or rank.
         """
         n, missing = len(self._ages), {"rank", "ages", "scores"} - set(state)
         if missing:

@@ -1,4 +1,4 @@
-"""One training run: what was chosen in it so far, and what each of its epochs needs."""
+"""One training run: its progress so far, and the work due before each epoch."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ T = TypeVar("T")
 
 
 class Run:
-    """What a `PruningCallback` knows of the run at hand; another run gets another one.
+    """The progress of one training run, and the steps that a `PruningCallback` takes in it.
 
     Args:
-        sampler: sampler of the training loader.
-        pruner: pruner over the same samples.
-        watch: warns of what the trial finds out about the batches of pruned epochs.
-        redraws: draws further sets from the same scores, or None where every set is measured anew.
-        on_error: whether a selection that fails, or the trial before it, ends the run (``"raise"``),
-            or is told in a warning, once of each (``"continue"``).
+        sampler: Sampler of the training loader.
+        pruner: Pruner over the same samples.
+        watch: Watch that checks the batches of pruned epochs in the trial.
+        redraws: Source of further sets from the same scores, or None to measure for every set.
+        on_error: Whether a failed selection, or a failed trial, ends the run (``"raise"``) or is
+            reported in one warning each (``"continue"``).
 
     Attributes:
         selected: whether a selection was made.
         ended: last epoch whose end was seen, -1 before any.
-        last_end: time at which that was, in seconds, or None if it was not in this process.
-        redraws: as given.
+        last_end: time at which it ended, in seconds, or None if that was not in this process.
+        redraws: source of further sets, as it was given.
 
     Example:
         >>> import torch
@@ -71,7 +71,7 @@ class Run:
         self.last_end: float | None = None
 
     def due(self, plan: EpochsPlan, coming: int) -> Due:
-        """What is to be done before this coming epoch."""
+        """The work to be done before this coming epoch."""
         chosen = self.selected or len(self._sampler.kept) < self._sampler.num_samples
         return plan.due(
             coming,
@@ -104,7 +104,7 @@ class Run:
         self.ended, self.last_end = epoch, time.perf_counter()
 
     def _attempt(self, work: Callable[[], T], failed: str) -> T | None:
-        """What the work returns; None if it fails and the run goes on, which this text tells."""
+        """The result of the work, or None if it fails and the run goes on after a warning."""
         try:
             return work()
         except Exception as error:
@@ -118,7 +118,7 @@ class Run:
             return None
 
     def _try(self, model: nn.Module) -> None:
-        """Measure a batch on trial, and look at the batches of the pruned epochs."""
+        """Measure a batch on trial, and check the batches of pruned epochs."""
         self._pruner.check(model)
         if self._pruner.budget.epsilon is None:
             n = self._sampler.num_samples

@@ -1,4 +1,4 @@
-"""How many samples the epochs of a run draw, and how many optimiser steps that makes."""
+"""The number of samples in each epoch of a run, and of optimiser steps in all."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def planned_lengths(
 ) -> list[int]:
     """Number of samples that each epoch draws on one rank of the sampler.
 
-    With a fraction or a count it is exact. With an epsilon it is known only after the selection:
-    before, this is an upper bound, and warns.
+    With a fraction or a count it is exact. With an epsilon it is known only after the selection;
+    before that, this warns and returns an upper bound.
 
     Args:
-        plan: plan of a run of known length.
-        sampler: sampler of the run.
-        budget: budget of the run.
-        chosen: number of samples kept by the last selection, or None before it.
+        plan: Plan of a run of known length.
+        sampler: Sampler of the run.
+        budget: Budget of the run.
+        chosen: Number of samples kept by the last selection, or None before it.
 
     Example:
         >>> plan, sampler = EpochsPlan(warmup_epochs=2, epochs=4), InfluencePrunedSampler(range(10))
@@ -55,10 +55,10 @@ def optimiser_steps(
 ) -> int:
     """Number of optimiser steps of epochs that draw this many samples each.
 
-    The other numbers are those of `prunesampler.PruningCallback.planned_steps`.
+    The other arguments are those of `prunesampler.PruningCallback.planned_steps`.
 
     Raises:
-        ValueError: for numbers below 1, or an epoch without a batch.
+        ValueError: For numbers below 1, or an epoch without a batch.
 
     Example:
         >>> options = {"drop_last": False, "num_processes": 1, "gradient_accumulation_steps": 1}

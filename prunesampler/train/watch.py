@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """Looks at a run from outside, at the ends of its epochs, and changes nothing.
+    """Inspects a run at the end of each epoch, and warns about mistakes; it changes nothing.
 
     Args:
-        sampler: sampler of the run.
+        sampler: Sampler of the run.
         accelerator: Accelerator of the run, whose loaders and schedulers are watched too, or None.
 
     Example:
@@ -42,14 +42,14 @@ class Watch:
         self, sampler: InfluencePrunedSampler, accelerator: Accelerator | None = None
     ) -> None:
         self._sampler, self._accelerator = sampler, accelerator
-        self._seen = sampler.clock.begun  # passes that were looked at; other callbacks count theirs
+        self._seen = sampler.clock.begun  # number of passes that were checked
         self._loaders: list[Any] = []
-        self._schedulers: list[tuple[Any, list[int]]] = []  # and their steps at the ends of epochs
+        self._schedulers: list[tuple[Any, list[int]]] = []  # with their steps after each epoch
         self._said: set[str] = set()
         self._first = True  # the first epoch of a resumed run may have had no batch left
 
     def add(self, loaders: Iterable[Any], schedulers: Iterable[Any]) -> None:
-        """Watch these as well from now on, but for None and what is known already."""
+        """Watch these too from now on; None and known ones are ignored."""
         for new in loaders:
             if new is not None and all(new is not old for old in self._loaders):
                 self._loaders.append(new)
@@ -68,20 +68,20 @@ class Watch:
                 self._schedulers.append((new, []))
 
     def check_batches(self, model: nn.Module, kept: int) -> None:
-        """Warn of loaders with our sampler whose batches this many kept samples would spoil."""
+        """Check the batches of all loaders with our sampler, for this many kept samples."""
         for loader in self._loaders:
             if sampler_of(loader) is self._sampler:
                 check_batches(model, loader, kept)
                 self._said.add("batch")
 
     def epoch_ended(self, epoch: int, plan: EpochsPlan) -> None:
-        """Warn of what is wrong with the epoch that ended, if it was a pruned one.
+        """Warn about mistakes in the epoch that ended, if it was pruned.
 
-        Only rank 0 looks, since every way of sharing out samples iterates the sampler there.
+        Only rank 0 checks, since the sampler is iterated there however samples are shared out.
         """
         if current_group().rank:
             return
-        if self._accelerator is not None:  # what it prepared is not public; without it: no warning
+        if self._accelerator is not None:  # private lists, which may be missing
             self.add(
                 getattr(self._accelerator, "_dataloaders", ()),
                 getattr(self._accelerator, "_schedulers", ()),
@@ -95,7 +95,7 @@ class Watch:
                 self._check_loader(loader)
             for scheduler, seen in self._schedulers:
                 self._check_schedule(scheduler, seen, epoch, plan)
-        # A pass that still runs is the next epoch's, of a loader that runs ahead.
+        # A pass that still runs belongs to the next epoch: its loader runs ahead.
         self._seen = clock.begun - clock.running
         self._first = False
 
@@ -111,7 +111,7 @@ class Watch:
                 "build the loader with sampler= and let nothing replace it",
             )
         elif drawn and epoch not in drawn and (drawn[-1] < epoch or clock.told):
-            # Orders ahead of the epoch come from passes that train nothing, and are as good.
+            # A later epoch's order is harmless: passes without training moved the epoch on.
             passes = f" (the last of {len(drawn)} passes)" if len(drawn) > 1 else ""
             self._say(
                 "order",
@@ -149,7 +149,7 @@ class Watch:
 
 
 def ticks(scheduler: Any) -> int | None:
-    """Number of steps that a scheduler, prepared by accelerate or not, has made, or None.
+    """Number of steps that a scheduler has made, prepared by accelerate or not, or None.
 
     Example:
         >>> import torch
