@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_python
+from conftest import ROOT, launch, run_python
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -18,8 +18,16 @@ SMALL = ["--epochs=4", "--warmup-epochs=2", "--train-size=300", "--redraw-every=
 
 
 def train(folder, *options, processes=1):
-    run_python(EXAMPLES / "train.py", *SMALL, "--output-dir", folder, *options, processes=processes)
+    arguments = [*SMALL, "--output-dir", folder, *options]
+    done = launch(EXAMPLES / "train.py", *arguments, processes=processes)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert not warned(done.stderr), done.stderr
     return json.loads((folder / "metrics.json").read_text())["results"]
+
+
+def warned(errors):
+    """The lines of what a script wrote to its standard error that hold a warning."""
+    return [line for line in errors.splitlines() if "Warning" in line]
 
 
 def plain_version(text):

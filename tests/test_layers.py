@@ -51,6 +51,12 @@ def test_nothing_imports_in_a_circle():
         left = {name: imported for name, imported in left.items() if name not in free}
 
 
+def test_tests_lie_in_the_folders_of_what_they_test():
+    folders = {path.parent.name for path in Path(__file__).parent.glob("*/test_*.py")}
+    assert folders
+    assert folders <= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+
 def test_every_public_name_is_there():
     assert sorted(set(prunesampler.__all__)) == prunesampler.__all__
     assert all(hasattr(prunesampler, name) for name in prunesampler.__all__)
