@@ -1,5 +1,6 @@
 """Train on less data: prune the samples whose removal would move the trained parameters least."""
 
+from prunesampler.influence.automatic import AutoCurvature, BlockCurvature
 from prunesampler.influence.curvature import (
     Curvature,
     ExactCurvature,
@@ -20,7 +21,9 @@ from prunesampler.solve.budget import Budget, Constraints
 from prunesampler.train.callback import PruningCallback
 
 __all__ = [
+    "AutoCurvature",
     "BinaryCrossEntropy",
+    "BlockCurvature",
     "Budget",
     "Constraints",
     "CrossEntropy",

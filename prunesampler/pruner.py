@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from prunesampler.base.checks import checked_labels, checked_seed, dataset_size, warn
 from prunesampler.base.processes import Group, LocalGroup, current_group, together
 from prunesampler.base.progress import advance, progress_bar
-from prunesampler.influence.curvature import Curvature, ExactCurvature
+from prunesampler.influence.automatic import AutoCurvature
+from prunesampler.influence.curvature import Curvature
 from prunesampler.influence.scores import Scores, read_layer, read_measurements
 from prunesampler.measure.batches import content
 from prunesampler.measure.gradients import GradientSource
@@ -53,7 +54,7 @@ class InfluencePruner:
             ``CrossEntropy(run=lambda model, batch: (logits, targets))``.
         labels: Class of every sample, for floors per class; default: the labels that the loss sees.
         gradients: Function that measures a batch in place of ``head`` and ``losses``.
-        curvature: Approximation of the loss's curvature; default `ExactCurvature()`. Its damping
+        curvature: Approximation of the loss's curvature; default `AutoCurvature()`. Its damping
             should be the weight decay in use.
         solver: Function that finds the set; default `anneal`. Set a solver's options with
             ``functools.partial``.
@@ -118,7 +119,7 @@ class InfluencePruner:
             num_samples=self.num_samples,
             budget=budget,
             objective=objective,
-            curvature=ExactCurvature() if curvature is None else curvature,
+            curvature=AutoCurvature() if curvature is None else curvature,
             solver=anneal if solver is None else solver,
             labels=None if labels is None else checked_labels(labels, self.num_samples),
             constraints=constraints,

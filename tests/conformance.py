@@ -194,7 +194,7 @@ def check_curvature(curvature: Curvature) -> None:
     Promised: the factorised curvature is a symmetric positive definite matrix, damping included, the
     same for one matrix as for a stack of them, in float64; a given damping replaces its own; whitened
     rows are a linear, invertible image of the gradients, so that a sum that is zero stays zero;
-    `squares` is exact or None; `apply_inverse_once` means the same as `apply_inverse`.
+    `squares` is exact or None; `refactorise` means the same as `factorise`.
 
     Args:
         curvature: the object, as it is given to the pruner.
@@ -213,10 +213,10 @@ def check_curvature(curvature: Curvature) -> None:
             "a damping that is given to factorise replaces the curvature's own"
         )
         matrix = measured.rows().sum() / len(measured)
-        again = curvature.apply_inverse_once(measured, matrix, factorised)
+        again = curvature.refactorise(measured, factorised).apply_inverse(matrix)
         exact = factorised.apply_inverse(matrix)
         assert float((again - exact).norm()) <= 1e-2 * float(exact.norm()), (
-            "apply_inverse_once means the same as factorise and apply_inverse"
+            "refactorise means the same as factorise"
         )
 
 

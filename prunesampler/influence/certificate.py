@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -49,8 +51,8 @@ def curvature_share(
     little curvature but the damping, and predictions along it are worth little. Both curvatures
     include the damping.
 
-    Computed by Lanczos' iteration on ``H_kept^-1 H``, which is symmetric in the inner product of
-    ``H``. It converges from above; once it has, the relative error is about 1e-4.
+    Computed by Lanczos' iteration on ``H^-1 H_kept``, which is symmetric in the inner product of
+    ``H``. It converges from above; once it has, the error is about 1e-4.
 
     Args:
         kept: Curvature of the samples that stay.
@@ -69,31 +71,32 @@ def curvature_share(
     vectors: list[Tensor] = []
     diagonal: list[float] = []
     beside: list[float] = []
-    largest = 0.0
+    smallest = math.inf
     for _ in range(min(LANCZOS_STEPS, vector.numel())):
         image = full.multiply(vector)
         scale = float((vector * image).sum().clamp(min=0).sqrt())
-        if scale <= 1e-10 * (largest or 1e-300):
+        if vectors and scale <= 1e-10:
             break
         beside.append(scale)
         vector, image = vector / scale, image / scale
         vectors.append(vector)
         images.append(image)
-        vector = kept.apply_inverse(image)
-        diagonal.append(float((vector * image).sum()))
-        before, largest = largest, _largest(diagonal, beside[1:])
-        if abs(largest - before) <= LANCZOS_TOLERANCE * largest:
+        bent = kept.multiply(vector)
+        diagonal.append(float((vector * bent).sum()))
+        before, smallest = smallest, _smallest(diagonal, beside[1:])
+        if before - smallest <= LANCZOS_TOLERANCE * smallest:
             break
+        vector = full.apply_inverse(bent)
         for _ in range(2):  # once is not enough in floating point
             for v, v_image in zip(vectors, images, strict=True):
                 vector = vector - (vector * v_image).sum() * v
-    return 1.0 / largest
+    return smallest
 
 
-def _largest(diagonal: list[float], beside: list[float]) -> float:
-    """Largest eigenvalue of a symmetric tridiagonal matrix."""
+def _smallest(diagonal: list[float], beside: list[float]) -> float:
+    """Smallest eigenvalue of a symmetric tridiagonal matrix."""
     matrix = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
-    return float(np.linalg.eigvalsh(matrix)[-1])
+    return float(np.linalg.eigvalsh(matrix)[0])
 
 
 def convex_bound(influence: Influence, pruned: Tensor, penalty: float) -> float:
@@ -139,8 +142,10 @@ def loss_bound(bound: float, inputs: Tensor, lipschitz: float) -> float:
 
 def kept_curvature(
     curvature: Curvature, measurements: Measurements, influence: Influence, pruned: Tensor
-) -> tuple[Factorised, float]:
+) -> tuple[Factorised, float | None]:
     """Curvature of the samples that stay, and its share of the full one (`curvature_share`).
+
+    The share is None where every inverse of the full curvature takes many products.
 
     Args:
         curvature: Factorises the measurements of the samples that stay.
@@ -160,24 +165,30 @@ def kept_curvature(
     full = influence.factorised
     if not len(pruned):
         return full, 1.0
-    kept = curvature.factorise(measurements[complement(pruned, len(measurements))], full.damping)
+    kept = curvature.refactorise(measurements[complement(pruned, len(measurements))], full)
+    if influence.iterative:
+        return kept, None
     return kept, curvature_share(kept, full, measurements.shape)
 
 
-def random_shift(influence: Influence, size: int, seed: int, draws: int = 5) -> float:
+def random_shift(influence: Influence, size: int, seed: int, draws: int | None = None) -> float:
     """Mean norm of the first-order shifts of random sets, to compare a selection with.
+
+    In a layer of thousands of parameters all random sets of a size shift it by about the same.
 
     Args:
         influence: Influence of all samples.
         size: Number of samples to prune.
         seed: Seed of the random sets.
-        draws: Number of sets to average over.
+        draws: Number of sets to average over; by default 5, and 1 where inverses are iterative.
 
     Example:
         >>> influence = Influence.from_vectors(torch.tensor([[1.0], [-1.0], [3.0], [-3.0]]))
         >>> random_shift(influence, 2, seed=0) > 0
         True
     """
+    if draws is None:
+        draws = 1 if influence.iterative else 5
     rng = np.random.default_rng(seed)
     sets = [rng.choice(len(influence), size, replace=False) for _ in range(draws)]
     return float(np.mean([influence.shift_norm(torch.from_numpy(pruned)) for pruned in sets]))
@@ -188,8 +199,7 @@ def random_newton_shift(
 ) -> float | None:
     """Norm of the Newton shift of one random set, or None if no sample is to be pruned.
 
-    The set is the first that :func:`random_shift` draws. The curvature of the samples that stay is
-    needed for this one shift alone, so it is not factorised where there is a cheaper way.
+    The set is the first that :func:`random_shift` draws.
 
     Args:
         curvature: The curvature that the selection uses.
@@ -211,7 +221,5 @@ def random_newton_shift(
         return None
     n = len(influence)
     pruned = torch.from_numpy(np.random.default_rng(seed).choice(n, size, replace=False))
-    step = curvature.apply_inverse_once(
-        measurements[complement(pruned, n)], influence.gradient_sum(pruned), influence.factorised
-    )
-    return influence.norm(step / (n - size))
+    kept = curvature.refactorise(measurements[complement(pruned, n)], influence.factorised)
+    return influence.norm(newton_shift(kept, influence, pruned))

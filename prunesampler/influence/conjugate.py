@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 TOLERANCE, MOST_STEPS = 1e-3, 100
 """The iteration ends at this share of the first residual, or after this number of steps."""
+
+
+class Solved(NamedTuple):
+    """A solution, and the norm of its residual as a share of the first.
+
+    Example:
+        >>> Solved(torch.ones(1), residual=1e-4).residual
+        0.0001
+    """
+
+    solution: Tensor
+    residual: float
 
 
 def conjugate_gradients(
@@ -18,7 +32,7 @@ def conjugate_gradients(
     *,
     tolerance: float = TOLERANCE,
     most_steps: int = MOST_STEPS,
-) -> Tensor:
+) -> Solved:
     """``A^-1 target`` for a symmetric positive definite ``A``, preconditioned, in float64.
 
     Residuals are measured in the norm of the preconditioner. The iterate grows from zero, so if the
@@ -36,13 +50,13 @@ def conjugate_gradients(
 
     Example:
         >>> conjugate_gradients(lambda x: 4 * x, torch.tensor([2.0, 6.0]), lambda r: r)
-        tensor([0.5000, 1.5000], dtype=torch.float64)
+        Solved(solution=tensor([0.5000, 1.5000], dtype=torch.float64), residual=0.0)
     """
     residual = target.double()
     solution = torch.zeros_like(residual)
     ahead = precondition(residual)
     direction, square = ahead, float((residual * ahead).sum())
-    enough = tolerance**2 * square
+    first, enough = square, tolerance**2 * square
     for _ in range(most_steps):
         if not square > enough:  # also where it is not a number
             break
@@ -55,4 +69,4 @@ def conjugate_gradients(
         ahead = precondition(residual)
         before, square = square, float((residual * ahead).sum())
         direction = ahead + (square / before) * direction
-    return solution
+    return Solved(solution, math.sqrt(max(square, 0.0) / first) if first else 0.0)

@@ -14,7 +14,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from prunesampler.influence.conjugate import conjugate_gradients
 from prunesampler.influence.factorised import (
     ExactFactorised,
     Factorised,
@@ -22,6 +21,7 @@ from prunesampler.influence.factorised import (
     KroneckerFactorised,
 )
 from prunesampler.influence.hessians import DenseHessian
+from prunesampler.influence.matrix_free import MatrixFree
 from prunesampler.influence.measurements import Measurements
 
 SINGLE = 1e-5
@@ -46,20 +46,14 @@ class Curvature(Protocol):
             damping: Replaces the curvature's own damping.
         """
 
-    def apply_inverse_once(
-        self, measurements: Measurements, matrix: Tensor, near: Factorised
-    ) -> Tensor:
-        """``H^-1 matrix`` with the curvature of these samples, for this one matrix.
-
-        By default the curvature is factorised; override this where one matrix takes less work.
+    def refactorise(self, measurements: Measurements, near: Factorised) -> Factorised:
+        """Factorise the curvature of nearly the same samples, with the same damping.
 
         Args:
             measurements: The measured samples.
-            matrix: Shape (K, D).
-            near: A factorised curvature of the same kind, close to that of these samples; its
-                damping is used.
+            near: A factorised curvature of the same kind, close to theirs. It may save work.
         """
-        return self.factorise(measurements, near.damping).apply_inverse(matrix)
+        return self.factorise(measurements, near.damping)
 
     def check(self, measurements: Measurements, num_samples: int) -> None:
         """Check on a few samples whether all can be factorised; by default this checks nothing.
@@ -74,7 +68,7 @@ class Curvature(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _DampedCurvature(Curvature):
+class DampedCurvature(Curvature):
     """A curvature with damping, for losses that are curved."""
 
     damping: float | None = None
@@ -98,7 +92,7 @@ class _DampedCurvature(Curvature):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExactCurvature(_DampedCurvature):
+class ExactCurvature(DampedCurvature):
     """The GGN itself: one matrix of size R = K * D, factorised once for all samples.
 
     K is C - 1 for cross-entropy (softmax is invariant to a shift of all outputs), else C; D is the
@@ -173,23 +167,17 @@ class ExactCurvature(_DampedCurvature):
             )
         return ExactFactorised(cholesky, light_cholesky, chosen)
 
-    def apply_inverse_once(
-        self, measurements: Measurements, matrix: Tensor, near: Factorised
-    ) -> Tensor:
-        """``H^-1 matrix`` by conjugate gradients on the GGN itself, preconditioned with ``near``.
+    def refactorise(self, measurements: Measurements, near: Factorised) -> MatrixFree:
+        """Products with the curvature of these samples, and inverses by conjugate gradients.
 
-        Its norm is accurate to about a thousandth where there are more samples than parameters. With
-        far fewer samples and a small damping the steps may run out; then its norm is too small.
+        They take less work than another factorisation, as ``near`` preconditions them. The norm of an
+        inverse is accurate to about a thousandth where there are more samples than parameters.
         """
-
-        def product(direction: Tensor) -> Tensor:
-            return measurements.curvature_product(direction) + near.damping * direction
-
-        return conjugate_gradients(product, matrix, near.apply_inverse)
+        return MatrixFree(measurements, near, near.damping)
 
 
 @dataclass(frozen=True, kw_only=True)
-class KroneckerCurvature(_DampedCurvature):
+class KroneckerCurvature(DampedCurvature):
     """Kronecker approximation (KFAC): mean output Hessian ⊗ mean outer product of inputs.
 
     It is cheap for layers of any size, but **not exact even for one linear layer**, unless inputs

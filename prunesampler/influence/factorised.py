@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prunesampler.influence.rows import CHUNK, RankOne
+from prunesampler.influence.sparse import SparseRows
 
 
 class Factorised(Protocol):
@@ -24,7 +25,7 @@ class Factorised(Protocol):
     def multiply(self, matrix: Tensor) -> Tensor:
         """``H`` applied to a matrix of shape (K, D), or to a stack of them, in float64."""
 
-    def whiten(self, rows: RankOne) -> RankOne:
+    def whiten(self, rows: RankOne) -> RankOne | SparseRows:
         """Rows in coordinates where the curvature is about the identity: ``L^-1 g``, ``H = L L^T``.
 
         Solvers work in these coordinates because all directions weigh the same. A set that shifts

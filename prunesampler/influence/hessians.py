@@ -20,7 +20,10 @@ class OutputHessian(Protocol):
         """``basis^T H_i basis`` for every sample, shape (n, K, K), for a basis of shape (C, K)."""
 
     def apply(self, vectors: Tensor) -> Tensor:
-        """``H_i v_i`` for every sample, shape (n, C), for vectors of shape (n, C), in their dtype."""
+        """``H_i v_i`` for every sample, for vectors of shape (..., n, C), in their dtype and shape."""
+
+    def diagonal(self) -> Tensor:
+        """The diagonal of every ``H_i``, shape (n, C), in the dtype of the tensors held."""
 
     def total(self) -> Tensor:
         """Sum of all ``H_i``, shape (C, C), float64, in no more memory than the tensors held."""
@@ -63,10 +66,14 @@ class SoftmaxHessian:
         return self.mass[:, None, None] * spread
 
     def apply(self, vectors: Tensor) -> Tensor:
-        """Shape (n, C); see :class:`OutputHessian`."""
+        """Shape (..., n, C); see :class:`OutputHessian`."""
         p = self.probabilities.to(vectors)
-        spread = p * (vectors - (p * vectors).sum(1, keepdim=True))
+        spread = p * (vectors - (p * vectors).sum(-1, keepdim=True))
         return self.mass.to(vectors)[:, None] * spread
+
+    def diagonal(self) -> Tensor:
+        """Shape (n, C); see :class:`OutputHessian`."""
+        return self.mass[:, None] * self.probabilities * (1 - self.probabilities)
 
     def total(self) -> Tensor:
         """Shape (C, C); see :class:`OutputHessian`."""
@@ -113,8 +120,12 @@ class DiagonalHessian(_FullHessian):
         return torch.einsum("ck,nc,cl->nkl", q, self.values, q)
 
     def apply(self, vectors: Tensor) -> Tensor:
-        """Shape (n, C); see :class:`OutputHessian`."""
+        """Shape (..., n, C); see :class:`OutputHessian`."""
         return self.values.to(vectors) * vectors
+
+    def diagonal(self) -> Tensor:
+        """Shape (n, C); see :class:`OutputHessian`."""
+        return self.values
 
     def total(self) -> Tensor:
         """Shape (C, C); see :class:`OutputHessian`."""
@@ -140,8 +151,12 @@ class DenseHessian(_FullHessian):
         return torch.einsum("ck,ncd,dl->nkl", q, self.values, q)
 
     def apply(self, vectors: Tensor) -> Tensor:
+        """Shape (..., n, C); see :class:`OutputHessian`."""
+        return torch.einsum("ncd,...nd->...nc", self.values.to(vectors), vectors)
+
+    def diagonal(self) -> Tensor:
         """Shape (n, C); see :class:`OutputHessian`."""
-        return torch.einsum("ncd,nd->nc", self.values.to(vectors), vectors)
+        return self.values.diagonal(dim1=1, dim2=2)
 
     def total(self) -> Tensor:
         """Shape (C, C); see :class:`OutputHessian`."""

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from prunesampler.influence.factorised import Factorised, IdentityFactorised
 from prunesampler.influence.rows import RankOne
+from prunesampler.influence.sparse import SparseRows
 
 Metric = Callable[[Factorised, Tensor], Tensor]
 """Applies the matrix of a metric to a shift, or to a stack of them.
@@ -64,7 +65,7 @@ class Influence:
         gradients: Per-sample gradients, n rank-one matrices of shape (K, D).
         mean: Subtracted from every gradient, shape (K, D), float64.
         factorised: The factorised curvature.
-        whitened: The whitened gradients, float32, of any shape; solvers search among these.
+        whitened: The whitened gradients, of any shape; solvers search among these.
         whitened_mean: Subtracted from every whitened row, float64.
         metric: Defines the norm in budgets and reports; solvers search the same rows in any case.
 
@@ -78,7 +79,7 @@ class Influence:
     gradients: RankOne
     mean: Tensor
     factorised: Factorised
-    whitened: RankOne
+    whitened: RankOne | SparseRows
     whitened_mean: Tensor
     metric: Metric = parameter_distance
 
@@ -116,6 +117,11 @@ class Influence:
     def __len__(self) -> int:
         """Number of samples n."""
         return len(self.gradients)
+
+    @property
+    def iterative(self) -> bool:
+        """Whether every inverse takes many products, so that one for each sample takes too long."""
+        return bool(getattr(self.factorised, "iterative", False))
 
     def gradient_sum(self, pruned: Tensor) -> Tensor:
         """Sum of the centred gradients of the pruned samples, shape (K, D), float64."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,19 @@ class Measurements:
         """Shape (K, D) of one gradient in the basis of the loss."""
         return self.hessian.basis().shape[1], self.inputs.shape[1]
 
+    @property
+    def parameters(self) -> int:
+        """Number of parameters R = K * D that the loss can tell apart."""
+        return math.prod(self.shape)
+
+    def mean_eigenvalue(self) -> float:
+        """Mean eigenvalue of the mean GGN without damping: its trace over R."""
+        trace = 0.0
+        for chunk in self.chunks():
+            norms = chunk.inputs.double().square().sum(1)
+            trace += float(chunk.hessian.diagonal().double().sum(1) @ norms)
+        return trace / len(self) / self.parameters
+
     def rows(self) -> RankOne:
         """Gradients ``g_i`` in the basis of the loss, n matrices of shape (K, D)."""
         return RankOne(self.delta @ self.hessian.basis().to(self.delta), self.inputs)
@@ -85,17 +99,19 @@ class Measurements:
         return total.div_(len(self)).view(outputs * inputs, outputs * inputs)
 
     def curvature_product(self, matrix: Tensor) -> Tensor:
-        """Mean GGN without damping, applied to a matrix of shape (K, D); shape (K, D), float64.
+        """Mean GGN without damping, applied to matrices of shape (..., K, D); float64.
 
-        This is the mean of ``B^T H_i B matrix a_i a_i^T``, with the basis B of the loss: two thin
-        products per chunk of samples, in the precision of the inputs, added up in float64.
+        ``mean of B^T H_i B matrix a_i a_i^T``, with the basis B of the loss: two thin products per
+        chunk of samples, in the precision of the inputs, added up in float64. Nothing of size R is
+        made.
         """
         basis = self.hessian.basis().to(self.inputs.device)
         outputs = basis @ matrix.double()
+        seen = outputs.mT.to(self.inputs)
         total = torch.zeros_like(outputs)
         for chunk in self.chunks():
-            bent = chunk.hessian.apply(chunk.inputs @ outputs.T.to(chunk.inputs))
-            total += (bent.T @ chunk.inputs).double()
+            bent = chunk.hessian.apply(chunk.inputs @ seen)
+            total += bent.mT @ chunk.inputs
         return basis.T @ total / len(self)
 
     def kronecker_factors(self) -> tuple[Tensor, Tensor]:

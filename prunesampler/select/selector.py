@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prunesampler.base.checks import SEEDS, checked_labels
 from prunesampler.base.progress import Progress
+from prunesampler.influence.automatic import AutoCurvature
 from prunesampler.influence.certificate import (
     convex_bound,
     kept_curvature,
@@ -188,6 +189,12 @@ class Selector:
         selection = self._report(scores, solution, seconds, started, random)
         return replace(selection, newton_shift=newton, curvature_share=share)
 
+    def _curvature(self, scores: Scores) -> Curvature:
+        """The curvature that made these scores."""
+        if isinstance(self.curvature, AutoCurvature):
+            return self.curvature.of(len(scores.measurements), scores.measurements.parameters)
+        return self.curvature
+
     def _report(
         self,
         scores: Scores,
@@ -217,7 +224,8 @@ class Selector:
                 **scores.seconds,
                 "solving_seconds": seconds,
                 "certificate_seconds": _since(started),
-                "curvature": type(self.curvature).__name__,
+                "curvature": type(self._curvature(scores)).__name__,
+                "residual": max(getattr(influence.factorised, "residuals", []), default=None),
                 "metric": getattr(influence.metric, "__name__", repr(influence.metric)),
                 "damping": influence.factorised.damping,
                 "parameters": math.prod(influence.gradients.shape),

@@ -11,7 +11,8 @@ BETTER, HARDLY = 0.5, 0.9
 FEW = 3.0
 """With fewer samples per parameter there is little to choose. With logistic heads on CIFAR-10
 features and exact curvature, 3 left a quarter of a random set's shift, and 12 a thirtieth."""
-EXACT = "ExactCurvature"
+EXACT = ("ExactCurvature", "BlockCurvature")
+"""Curvatures whose reported shifts are exact."""
 
 NUMBERS = {
     "measuring_seconds",
@@ -22,6 +23,7 @@ NUMBERS = {
     "parameters",
     "random_shift",
     "random_newton_shift",
+    "residual",
     "mean_loss",
 }
 TEXTS = {"curvature", "metric", "layer"}
@@ -163,7 +165,7 @@ def _reason(facts: Mapping[str, Any], room: float | None) -> str:
     reasons = []
     if facts.get("cost"):
         reasons.append("the objective is another than the shift")
-    if facts.get("curvature") not in (None, EXACT):
+    if facts.get("curvature") not in (None, *EXACT):
         reasons.append(f"the curvature is approximate ({facts['curvature']})")
     if room is not None and room < FEW:
         reasons.append("there are few samples per parameter, so there is little to choose")

@@ -17,13 +17,17 @@ from torch import Tensor
 from prunesampler.base.checks import checked_seed
 from prunesampler.base.progress import Progress
 from prunesampler.influence.influence import Influence
+from prunesampler.influence.sparse import SparseRows
 from prunesampler.solve.budget import Budget, Constraints
 from prunesampler.solve.epsilon import Trials
+from prunesampler.solve.flips import flip
 from prunesampler.solve.kernels import metropolis_moves
 from prunesampler.solve.problem import Bools, Ints, Problem, Solution
 from prunesampler.solve.scaled import SMALL, Scaled
 
 MOVES_PER_SAMPLE, MIN_MOVES = 50, 1_000_000
+SWEEPS = 20
+"""Flips that are offered to every sample."""
 BLOCKS, REFRESH = 100, 25
 """Moves come in ``BLOCKS`` blocks; before every ``REFRESH``-th the running sum is recomputed."""
 
@@ -58,13 +62,22 @@ def anneal(
     problem = Problem.of(influence, budget, labels, constraints, cost)
     if moves is not None and moves < 1:
         raise ValueError(f"moves must be at least 1, got {moves}")
-    moves = max(MOVES_PER_SAMPLE * len(problem), MIN_MOVES) if moves is None else moves
     trials = Trials(problem, progress)
     for trial, count in trials:
-        scaled = Scaled.of(trial, count)
-        cool = _anneal_small if len(trial) <= SMALL else _anneal_large
-        trials.note(trial.samples(cool(scaled, seed, moves, trials.progress)))
+        trials.note(trial.samples(_cooled(trial, count, seed, moves, trials.progress)))
     return trials.solution
+
+
+def _cooled(
+    problem: Problem, count: int, seed: int, moves: int | None, progress: Progress | None
+) -> Bools:
+    """Which free samples to prune, by flips of sparse rows or by swaps of others."""
+    if isinstance(problem.influence.whitened, SparseRows):
+        sweeps = SWEEPS if moves is None else max(1, round(moves / len(problem)))
+        return flip(problem, count, seed, sweeps, progress)
+    moves = max(MOVES_PER_SAMPLE * len(problem), MIN_MOVES) if moves is None else moves
+    cool = _anneal_small if len(problem) <= SMALL else _anneal_large
+    return cool(Scaled.of(problem, count), seed, moves, progress)
 
 
 def _anneal_large(scaled: Scaled, seed: int, moves: int, progress: Progress | None) -> Bools:

@@ -12,56 +12,17 @@ the norm of ``V`` plus the costs of what is pruned, by x is accepted with probab
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, TypeVar, cast
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from prunesampler.base.compiled import compiled, next_random
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-
-
-F = TypeVar("F", bound=Callable[..., object])
-
-
-def compiled(
-    function: F, *, inline: Literal["never", "always"] = "never", fastmath: bool = False
-) -> F:
-    """Compile a function, and keep the machine code on disk if a cache folder is writable.
-
-    Example:
-        >>> @compiled
-        ... def doubled(x):
-        ...     return 2 * x
-        >>> doubled(3)
-        6
-    """
-    done: Any
-    try:
-        done = numba.njit(cache=True, inline=inline, fastmath=fastmath, nogil=True)(function)
-    except RuntimeError:  # numba found neither the package's folder nor a cache folder writable
-        done = numba.njit(inline=inline, fastmath=fastmath, nogil=True)(function)
-    return cast(F, done)
-
-
-@compiled
-def next_random(state: NDArray[np.uint64]) -> np.uint64:
-    """One step of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014); ``state`` has one element.
-
-    Example:
-        >>> hex(next_random(np.zeros(1, dtype=np.uint64)))
-        '0xe220a8397b1dcdaf'
-    """
-    state[0] += np.uint64(0x9E3779B97F4A7C15)
-    z = state[0]
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.uint64(z ^ (z >> np.uint64(31)))
 
 
 @partial(compiled, inline="always", fastmath=True)

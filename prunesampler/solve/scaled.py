@@ -62,6 +62,7 @@ class Scaled:
     def of(cls, problem: Problem, count: int) -> Scaled:
         """Scale the rows and the costs of a problem."""
         whitened, mean = problem.influence.whitened, problem.influence.whitened_mean
+        assert isinstance(whitened, RankOne)  # sparse rows are searched by flips
         everyone = len(problem) == len(whitened)
         rows = whitened if everyone else whitened[problem.free]
         norms = _centred_norms(rows, mean)

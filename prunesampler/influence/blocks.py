@@ -1,0 +1,190 @@
+"""Curvature of a large layer, output by output: what a search whitens with, and steps are guided by.
+
+The block of output c is ``mean over i of H_i[c, c] a_i a_i^T + damping I``, of size D: the curvature
+with the coupling between outputs left out. It is stored as a low-rank part plus a multiple of the
+identity, ``U_c diag(values_c) U_c^T + rest_c (I - U_c U_c^T)``, so nothing of size D x D is kept.
+
+As a preconditioner of conjugate gradients on the exact curvature it takes about ten steps, where
+Kronecker factors take a hundred (100 classes, 512 inputs).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunesampler.influence.measurements import Measurements
+from prunesampler.influence.rows import RankOne
+from prunesampler.influence.sparse import SparseRows, halves, significant
+
+RANK, SPARE_COLUMNS, ROUNDS = 64, 8, 2
+"""Rank of a block, columns beyond it and rounds of the subspace iteration that finds it."""
+SAMPLES = 1024
+"""Samples that a block is made from: the heaviest half, and others drawn by weight."""
+NEGLIGIBLE = 2e-3
+"""Samples with less of the largest weight are left out of a block."""
+LIGHT = 0.1
+"""Share of the damping that rows are whitened with: where damping outweighs the curvature, rows would
+be short, and a search would be slow to balance them."""
+
+
+@dataclass(frozen=True)
+class ClassBlocks:
+    """A damped block of low rank r for each of the layer's C outputs.
+
+    Args:
+        vectors: Orthonormal columns ``U_c``, float32, shape (C, D, r).
+        values: Curvature along them, float32, shape (C, r).
+        rest: Mean curvature along all other directions, float32, shape (C,).
+        damping: Added to all of it.
+        basis: The basis of the loss, float64, shape (C, K).
+
+    Example:
+        >>> vectors = torch.tensor([[[1.0], [0.0]]])
+        >>> blocks = ClassBlocks(vectors, torch.tensor([[3.0]]), torch.tensor([0.0]), 1.0, torch.eye(1).double())
+        >>> blocks.apply_inverse(torch.tensor([[4.0, 4.0]]))
+        tensor([[1., 4.]], dtype=torch.float64)
+    """
+
+    vectors: Tensor
+    values: Tensor
+    rest: Tensor
+    damping: float
+    basis: Tensor
+
+    @classmethod
+    def of(cls, measurements: Measurements, damping: float, seed: int = 0) -> ClassBlocks:
+        """The blocks of these samples.
+
+        Args:
+            measurements: Measurements of n samples.
+            damping: Added to every block.
+            seed: Seed of the subspace iteration and of the samples that are drawn.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        outputs, inputs = measurements.delta.shape[1], measurements.inputs.shape[1]
+        rank = min(RANK, max(1, inputs - 1))
+        vectors = torch.zeros(outputs, inputs, rank)
+        values, rest = torch.zeros(outputs, rank), torch.zeros(outputs)
+        columns = _weight_columns(measurements)
+        for c, (indices, weights) in enumerate(columns):
+            if len(indices):
+                rows = _weighted_rows(measurements, indices, weights, generator)
+                found = _low_rank(rows, rank, generator)
+                width = found[0].shape[1]
+                vectors[c, :, :width], values[c, :width], rest[c] = *found, 0.0
+                rest[c] = max(0.0, float(rows.square().sum() - found[1].sum())) / max(
+                    1, inputs - rank
+                )
+        return cls(vectors, values, rest, damping, measurements.hessian.basis())
+
+    def apply_inverse(self, matrix: Tensor) -> Tensor:
+        """The inverse blocks applied to matrices of shape (..., K, D), float64."""
+        at = (self.basis @ matrix.double()).float()
+        base, excess = self._weights(self.damping)
+        along = torch.einsum("...cd,cdr->...cr", at, self.vectors) * excess
+        found = at * base[:, None] - torch.einsum("...cr,cdr->...cd", along, self.vectors)
+        return self.basis.T @ found.double()
+
+    def _weights(self, damping: float, power: int = 1) -> tuple[Tensor, Tensor]:
+        """``1 / (rest + damping)^power``, (C,), and by how much less it is along the columns, (C, r)."""
+        base = (self.rest + damping) ** -power
+        excess = base[:, None] - (self.values + damping) ** -power
+        return base, excess.clamp(min=0)
+
+    def whiten(self, rows: RankOne) -> SparseRows:
+        """Rows whitened by the blocks with a tenth of the damping; small entries are dropped."""
+        base, excess = self._weights(LIGHT * self.damping)
+        delta = self._outputs_of(rows)
+        samples, outputs = significant(delta)
+        inputs, scale = halves(rows.right)
+        # The same rounded inputs for both parts of the norm: they nearly cancel where it curves most.
+        rounded = torch.from_numpy(inputs.view(np.float16))[:, : rows.right.shape[1]]
+        return SparseRows(
+            starts=_starts(samples, len(rows)),
+            outputs=outputs.int().numpy(),
+            values=(delta[samples, outputs] * scale).numpy(),
+            projected=self._projected(rounded, samples, outputs, excess.sqrt()).numpy(),
+            inputs=inputs,
+            base=base.numpy(),
+        )
+
+    def _outputs_of(self, rows: RankOne) -> Tensor:
+        """Gradients with respect to the layer's outputs, float32, shape (n, C)."""
+        return rows.left.float() @ self.basis.T.float()
+
+    def _projected(self, inputs: Tensor, samples: Tensor, outputs: Tensor, scale: Tensor) -> Tensor:
+        """``scale_c * U_c^T a_i`` for every entry, shape (nnz, r)."""
+        found = torch.empty(len(samples), self.vectors.shape[2])
+        counts = torch.bincount(outputs, minlength=len(self.rest)).tolist()
+        for c, entries in enumerate(torch.split(outputs.argsort(stable=True), counts)):
+            if len(entries):
+                found[entries] = inputs[samples[entries]].float() @ (self.vectors[c] * scale[c])
+        return found
+
+    def squares(self, rows: RankOne, mean: Tensor, power: int) -> Tensor:
+        """``(g_i - mean)^T M^-power (g_i - mean)`` with the blocks M, shape (n,), float64."""
+        base, excess = self._weights(self.damping, power)
+        delta = self._outputs_of(rows)
+        samples, outputs = significant(delta)
+        along = self._projected(rows.right, samples, outputs, excess.sqrt()).square().sum(1)
+        norms = rows.right.float().square().sum(1)
+        own = delta[samples, outputs].square() * (base[outputs] * norms[samples] - along)
+        total = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, samples, own.double())
+        centre = mean
+        for _ in range(power):
+            centre = self.apply_inverse(centre)
+        return (total - 2 * rows.inner(centre) + (mean * centre).sum()).clamp(min=0)
+
+
+def _starts(samples: Tensor, size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Where the entries of each sample begin, shape (size + 1,)."""
+    starts = np.zeros(size + 1, dtype=np.int64)
+    np.cumsum(np.bincount(samples.numpy(), minlength=size), out=starts[1:])
+    return starts
+
+
+def _weight_columns(measurements: Measurements) -> list[tuple[Tensor, Tensor]]:
+    """For every output the samples that curve it, and their ``H_i[c, c]`` over n."""
+    weights = measurements.hessian.diagonal().float() / len(measurements)
+    least = NEGLIGIBLE * float(weights.max())
+    columns = []
+    for column in weights.T:
+        indices = (column > least).nonzero().flatten()
+        columns.append((indices, column[indices]))
+    return columns
+
+
+def _weighted_rows(
+    measurements: Measurements, indices: Tensor, weights: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Rows whose outer products add up to a block, or to about it where there are many."""
+    if len(indices) > SAMPLES:
+        order = weights.argsort(descending=True)
+        heavy, light = order[: SAMPLES // 2], order[SAMPLES // 2 :]
+        drawn = torch.multinomial(
+            weights[light], SAMPLES // 2, replacement=True, generator=generator
+        )
+        each = weights[light].sum() / (SAMPLES // 2)
+        indices = indices[torch.cat([heavy, light[drawn]])]
+        weights = torch.cat([weights[heavy], each.expand(SAMPLES // 2)])
+    return measurements.inputs[indices].float() * weights.sqrt()[:, None]
+
+
+def _low_rank(rows: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Largest eigenvalues of ``rows^T rows`` and their vectors, (D, r') and (r',), r' at most ``rank``.
+
+    Source: subspace iteration, Halko, Martinsson and Tropp, "Finding Structure with Randomness", 2011.
+    """
+    width = min(rank + SPARE_COLUMNS, *rows.shape)
+    columns = rows.T @ torch.randn(len(rows), width, generator=generator)
+    for _ in range(ROUNDS):
+        columns = rows.T @ (rows @ torch.linalg.qr(columns).Q)
+    columns = torch.linalg.qr(columns).Q
+    image = rows @ columns
+    values, turned = torch.linalg.eigh(image.T @ image)
+    kept = min(rank, width)
+    return columns @ turned[:, -kept:], values[-kept:].clamp(min=0)

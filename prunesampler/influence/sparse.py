@@ -1,0 +1,174 @@
+"""Whitened rows of a large layer: for each sample only the outputs that its loss pulls at.
+
+With many classes a sample's gradient ``delta_i ⊗ a_i`` is nearly zero outside its own class and a few
+rivals. An *entry* is one such output c of a sample: the number ``delta_ic``, the input ``a_i`` that all
+entries of the sample share, and r numbers ``z_ic`` that stand for the curvature of the output. The
+squared norm of a sum of samples, with ``V_c = sum of delta_ic a_i`` and ``T_c = sum of delta_ic z_ic``, is
+``sum over c of base_c |V_c|^2 - |T_c|^2``: see `prunesampler.influence.blocks`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prunesampler.base.compiled import compiled, half
+
+SIGNIFICANT = 0.02
+"""An entry is dropped if its ``delta`` is smaller than this share of the sample's largest one."""
+LANES = 32
+"""Inputs are padded with zeros to a multiple of this, so that loops over them are vectors' alone."""
+PART = 16384
+"""Samples handled at a time."""
+LARGEST_HALF = 2.0**14
+"""Inputs are scaled to at most this: half precision ends at 65,504."""
+
+
+@dataclass(frozen=True, eq=False)
+class SparseRows:
+    """n rows of nnz entries in all, those of sample i from ``starts[i]`` to before ``starts[i + 1]``.
+
+    Memory: ``2 n D`` bytes for the inputs and ``4 (r + 2)`` for each entry.
+
+    Args:
+        starts: Where the entries of each sample begin, int64, shape (n + 1,).
+        outputs: The layer's output of each entry, int32, shape (nnz,).
+        values: ``delta`` of each entry, float32, shape (nnz,).
+        projected: The numbers ``z`` of each entry, float32, shape (nnz, r).
+        inputs: The layer's inputs in half precision, as bits, uint16, shape (n, W), W >= D.
+        base: Weight of ``|V_c|^2``, float32, shape (C,).
+
+    Example:
+        >>> rows = SparseRows(
+        ...     starts=np.array([0, 1, 3]),
+        ...     outputs=np.array([0, 0, 1], dtype=np.int32),
+        ...     values=np.array([1.0, -1.0, 1.0], dtype=np.float32),
+        ...     projected=np.zeros((3, 1), dtype=np.float32),
+        ...     inputs=np.array([[2.0], [3.0]], dtype=np.float16).view(np.uint16),
+        ...     base=np.ones(2, dtype=np.float32),
+        ... )
+        >>> rows.sum()[:, 0].tolist(), rows.squares().tolist()
+        ([-1.0, 3.0], [4.0, 18.0])
+    """
+
+    starts: NDArray[np.int64]
+    outputs: NDArray[np.int32]
+    values: NDArray[np.float32]
+    projected: NDArray[np.float32]
+    inputs: NDArray[np.uint16]
+    base: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        """Number of samples n."""
+        return len(self.starts) - 1
+
+    def sum(self, indices: Tensor | None = None) -> Tensor:
+        """``V`` and ``T`` of the chosen samples (all by default), side by side, (C, W + r), float64."""
+        weights = np.ones(len(self)) if indices is None else np.zeros(len(self))
+        if indices is not None:
+            weights[indices.numpy()] = 1.0
+        total = np.zeros((len(self.base), self.inputs.shape[1] + self.projected.shape[1]))
+        _add(self.starts, self.outputs, self.values, self.projected, self.inputs, weights, total)
+        return torch.from_numpy(total)
+
+    def squares(self) -> NDArray[np.float64]:
+        """Squared norm of every row, shape (n,), not centred."""
+        return _squares(
+            self.starts, self.outputs, self.values, self.projected, self.inputs, self.base
+        )  # fmt: skip
+
+    def square(self, total: NDArray[np.float64]) -> float:
+        """Squared norm of a sum of rows, as :meth:`sum` gives it; at least zero."""
+        width = self.inputs.shape[1]
+        own = np.square(total[:, :width]).sum(1) @ self.base.astype(np.float64)
+        return max(0.0, float(own - np.square(total[:, width:]).sum()))
+
+
+def halves(inputs: Tensor) -> tuple[NDArray[np.uint16], float]:
+    """Inputs in half precision as bits, (n, W), and the power of two that they were divided by.
+
+    Example:
+        >>> bits, scale = halves(torch.tensor([[1.0, 2.0**17]]))
+        >>> bits.shape, bits.view(np.float16)[0, :2].tolist(), scale
+        ((1, 32), [0.125, 16384.0], 8.0)
+    """
+    starts = range(0, len(inputs), PART)
+    largest = max((float(inputs[k : k + PART].abs().max()) for k in starts), default=0.0)
+    scale = 2.0 ** max(0, int(np.ceil(np.log2(largest / LARGEST_HALF)))) if largest else 1.0
+    n, width = inputs.shape
+    bits = np.zeros((n, -(-width // LANES) * LANES), dtype=np.uint16)
+    for start in starts:
+        part = (inputs[start : start + PART] / scale).half().cpu().numpy()
+        bits[start : start + len(part), :width] = part.view(np.uint16)
+    return bits, scale
+
+
+def significant(delta: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples and outputs of the entries worth keeping, both int64, in the order of the samples.
+
+    Args:
+        delta: Gradients with respect to the layer's outputs, shape (n, C).
+
+    Example:
+        >>> samples, outputs = significant(torch.tensor([[0.9, -0.899, -0.001]]))
+        >>> outputs.tolist()
+        [0, 1]
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, len(delta), PART):
+        sizes = delta[start : start + PART].abs()
+        kept = (sizes >= SIGNIFICANT * sizes.max(1, keepdim=True).values) & (sizes > 0)
+        samples, outputs = kept.nonzero(as_tuple=True)
+        found.append((samples + start, outputs))
+    return torch.cat([s for s, _ in found]), torch.cat([o for _, o in found])
+
+
+@partial(compiled, fastmath=True)
+def _add(
+    starts: NDArray[np.int64],
+    outputs: NDArray[np.int32],
+    values: NDArray[np.float32],
+    projected: NDArray[np.float32],
+    inputs: NDArray[np.uint16],
+    weights: NDArray[np.float64],
+    total: NDArray[np.float64],
+) -> None:
+    """Add all rows, times their weights, to ``total``."""
+    width = inputs.shape[1]
+    for i in range(len(starts) - 1):
+        if weights[i] == 0.0:
+            continue
+        for e in range(starts[i], starts[i + 1]):
+            c, value = outputs[e], np.float32(weights[i] * values[e])
+            for d in range(width):
+                total[c, d] += value * half(inputs[i, d])
+            for d in range(projected.shape[1]):
+                total[c, width + d] += value * projected[e, d]
+
+
+@partial(compiled, fastmath=True)
+def _squares(
+    starts: NDArray[np.int64],
+    outputs: NDArray[np.int32],
+    values: NDArray[np.float32],
+    projected: NDArray[np.float32],
+    inputs: NDArray[np.uint16],
+    base: NDArray[np.float32],
+) -> NDArray[np.float64]:
+    """Squared norm of every row."""
+    squares = np.zeros(len(starts) - 1)
+    for i in range(len(squares)):
+        norm = np.float32(0)
+        for d in range(inputs.shape[1]):
+            norm += half(inputs[i, d]) * half(inputs[i, d])
+        for e in range(starts[i], starts[i + 1]):
+            covered = np.float32(0)
+            for d in range(projected.shape[1]):
+                covered += projected[e, d] * projected[e, d]
+            squares[i] += values[e] * values[e] * (base[outputs[e]] * norm - covered)
+    return squares

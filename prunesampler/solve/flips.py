@@ -1,0 +1,238 @@
+"""Simulated annealing over flips: one sample at a time is pruned or kept after all. For sparse rows.
+
+A flip looks at the entries of one sample, a swap at those of two, and a flip needs no partner, so a sweep
+goes through the samples one after the other. The number of pruned samples is held by a penalty,
+``PENALTY * (pruned - count)^2`` beside the squared norm, and made exact at the end. The start is a greedy
+pass, the samples with the longest rows first.
+
+The energy is the same as that of swaps: the norm of the sum of the pruned rows, plus the costs.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prunesampler.base.compiled import compiled, half, next_random
+from prunesampler.base.progress import Progress
+from prunesampler.influence.sparse import SparseRows
+from prunesampler.solve.kernels import rise
+from prunesampler.solve.problem import Bools, Ints, Problem
+
+HOTTEST, COLDEST = 0.3, 0.02
+"""First and last temperature of squared norms, as a share of the mean squared norm of a row."""
+PENALTY = 0.05
+REFRESH = 10
+"""Sweeps after which the running sums are formed anew."""
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+
+def flip(problem: Problem, count: int, seed: int, sweeps: int, progress: Progress | None) -> Bools:
+    """Which free samples to prune, shape (U,).
+
+    Args:
+        problem: A problem whose influence has sparse whitened rows.
+        count: Number of samples to prune in all.
+        seed: Seed of the search.
+        sweeps: Number of times that every free sample is offered a flip.
+        progress: Told the number of sweeps done, or None.
+    """
+    search, random = _Flips(problem, count, seed), np.random.default_rng(seed)
+    search.start()
+    for sweep in range(sweeps):
+        if sweep % REFRESH == 0:
+            search.refresh()
+        temperature = HOTTEST * (COLDEST / HOTTEST) ** (sweep / max(1, sweeps - 1))
+        search.sweep(random.permutation(problem.free.numpy()), temperature)
+        if progress:
+            progress(sweep + 1, sweeps)
+    search.repair()
+    pruned: Bools = search.pruned[problem.free.numpy()]
+    return pruned
+
+
+class _Flips:
+    """The set at hand, over all n samples, and the sum of its rows."""
+
+    def __init__(self, problem: Problem, count: int, seed: int) -> None:
+        rows, mean = problem.influence.whitened, problem.influence.whitened_mean
+        assert isinstance(rows, SparseRows)
+        self.rows, self.problem, self.count = rows, problem, count
+        self.squares = rows.squares()
+        self.unit = float(self.squares.mean()) or 1.0
+        self.mean = mean.numpy()
+        n = len(rows)
+        self.random_norm = math.sqrt(count * (n - count) / n * self.unit) or 1.0
+        self.costs = np.zeros(n)
+        self.costs[problem.free.numpy()] = problem.costs(count) * self.random_norm
+        self.classes = np.zeros(n, dtype=np.int64)
+        if problem.labels is not None:
+            self.classes = problem.labels.numpy()
+        self.spare = problem.spare(count)
+        self.pruned = np.zeros(n, dtype=np.bool_)
+        self.pruned[problem.forced.numpy()] = True
+        self._random = np.array([seed], dtype=np.uint64)
+
+    @property
+    def _arrays(self) -> tuple[Ints, NDArray[np.int32], Floats, Floats, NDArray[np.uint16], Floats]:
+        rows = self.rows
+        return rows.starts, rows.outputs, rows.values, rows.projected, rows.inputs, rows.base
+
+    @property
+    def over(self) -> int:
+        """By how many samples too many are pruned."""
+        return int(self.pruned.sum()) - self.count
+
+    def refresh(self) -> None:
+        """Form the sum of the pruned rows, less as many means, and its square."""
+        chosen = torch.from_numpy(np.flatnonzero(self.pruned))
+        total = self.rows.sum(chosen).numpy() - len(chosen) * self.mean
+        self.square, self.total = self.rows.square(total), total.astype(np.float32)
+
+    def start(self) -> None:
+        """Decide on every free sample once, those with the longest rows first."""
+        free = self.problem.free.numpy()
+        if not len(free):
+            return
+        share = (self.count - len(self.problem.forced)) / len(free)
+        self.refresh()
+        order = free[np.argsort(-self.squares[free], kind="stable")]
+        _decide(
+            *self._arrays, self.squares, self.classes, self.spare, self.pruned, order, self.total,
+            share, PENALTY * self.unit,
+        )  # fmt: skip
+
+    def sweep(self, order: Ints, temperature: float) -> None:
+        """Offer a flip to every sample of the order; the temperature is that of squared norms."""
+        norm = math.sqrt(max(self.square, 1e-12 * self.unit))
+        self.square = _sweep(
+            *self._arrays, self.squares, self.costs, self.classes, self.spare, self.pruned, order,
+            self.total, self.square, self.over, PENALTY * self.unit,
+            temperature * self.unit / (2 * norm), self._random,
+        )  # fmt: skip
+
+    def repair(self) -> None:
+        """Flip what costs least until as many are pruned as were asked for."""
+        free = self.problem.free.numpy()
+        while self.over:
+            self.refresh()
+            surplus = self.over > 0
+            able = free[self.pruned[free] == surplus]
+            change = _changes(*self._arrays, self.squares, self.pruned, able, self.total)
+            norm = math.sqrt(max(self.square, 1e-12 * self.unit))
+            sign = -1.0 if surplus else 1.0
+            order = able[np.argsort(change / (2 * norm) + sign * self.costs[able], kind="stable")]
+            most = abs(self.over) // 4 + 8
+            for i in order:
+                if not most or not self.over:
+                    break
+                if len(self.spare):
+                    if not surplus and self.spare[self.classes[i]] <= 0:
+                        continue
+                    self.spare[self.classes[i]] += 1 if surplus else -1
+                self.pruned[i] = not surplus
+                most -= 1
+
+
+@partial(compiled, inline="always", fastmath=True)
+def _slope(
+    starts: Ints, outputs: NDArray[np.int32], values: Floats, projected: Floats,
+    inputs: NDArray[np.uint16], base: Floats, i: int, total: Floats,
+) -> float:  # fmt: skip
+    """Inner product of a sample's row with the sum."""
+    slope, width = 0.0, inputs.shape[1]
+    for e in range(starts[i], starts[i + 1]):
+        c, whole, covered = outputs[e], np.float32(0), np.float32(0)
+        for d in range(width):
+            whole += total[c, d] * half(inputs[i, d])
+        for d in range(projected.shape[1]):
+            covered += total[c, width + d] * projected[e, d]
+        slope += values[e] * (base[c] * whole - covered)
+    return slope
+
+
+@partial(compiled, inline="always", fastmath=True)
+def _put(
+    starts: Ints, outputs: NDArray[np.int32], values: Floats, projected: Floats,
+    inputs: NDArray[np.uint16], i: int, weight: float, total: Floats,
+) -> None:  # fmt: skip
+    """Add a sample's row, times a weight, to the sum."""
+    width = inputs.shape[1]
+    for e in range(starts[i], starts[i + 1]):
+        c, value = outputs[e], np.float32(weight * values[e])
+        for d in range(width):
+            total[c, d] += value * half(inputs[i, d])
+        for d in range(projected.shape[1]):
+            total[c, width + d] += value * projected[e, d]
+
+
+@partial(compiled, fastmath=True)
+def _decide(
+    starts: Ints, outputs: NDArray[np.int32], values: Floats, projected: Floats,
+    inputs: NDArray[np.uint16], base: Floats, squares: Doubles, classes: Ints, spare: Ints,
+    pruned: Bools, order: Ints, total: Floats, share: float, penalty: float,
+) -> None:  # fmt: skip
+    """Prune or keep each sample, whichever leaves less; the sum counts ``share`` of the undecided."""
+    over = 0.0
+    for i in order:
+        slope = _slope(starts, outputs, values, projected, inputs, base, i, total)
+        change = 2 * slope + (1 - 2 * share) * squares[i]
+        change += penalty * (2 * over + 1 - 2 * share)
+        taken = change < 0
+        if taken and len(spare):
+            taken = spare[classes[i]] > 0
+            spare[classes[i]] -= 1 if taken else 0
+        pruned[i] = taken
+        weight = (1.0 if taken else 0.0) - share
+        over += weight
+        _put(starts, outputs, values, projected, inputs, i, weight, total)
+
+
+@partial(compiled, fastmath=True)
+def _sweep(
+    starts: Ints, outputs: NDArray[np.int32], values: Floats, projected: Floats,
+    inputs: NDArray[np.uint16], base: Floats, squares: Doubles, costs: Doubles, classes: Ints,
+    spare: Ints, pruned: Bools, order: Ints, total: Floats, square: float, over: int,
+    penalty: float, temperature: float, random_state: NDArray[np.uint64],
+) -> float:  # fmt: skip
+    """Offer a flip to every sample of the order (Metropolis); returns the squared norm of the sum."""
+    for i in order:
+        sign = -1.0 if pruned[i] else 1.0
+        if sign > 0 and len(spare) and spare[classes[i]] <= 0:
+            continue
+        slope = _slope(starts, outputs, values, projected, inputs, base, i, total)
+        change = 2.0 * sign * slope + squares[i]
+        held = penalty * (2.0 * sign * over + 1.0)
+        energy = rise(square + penalty * over * over, change + held) + sign * costs[i]
+        if energy > 0.0:
+            luck = (np.float64(next_random(random_state) >> np.uint64(11)) + 1.0) / 2.0**53
+            if energy > -temperature * math.log(luck):
+                continue
+        pruned[i] = sign > 0
+        square = max(0.0, square + change)
+        over += 1 if sign > 0 else -1
+        if len(spare):
+            spare[classes[i]] -= 1 if sign > 0 else -1
+        _put(starts, outputs, values, projected, inputs, i, sign, total)
+    return square
+
+
+@partial(compiled, fastmath=True)
+def _changes(
+    starts: Ints, outputs: NDArray[np.int32], values: Floats, projected: Floats,
+    inputs: NDArray[np.uint16], base: Floats, squares: Doubles, pruned: Bools, order: Ints,
+    total: Floats,
+) -> Doubles:  # fmt: skip
+    """How a flip of each sample of the order would change the squared norm of the sum."""
+    found = np.empty(len(order))
+    for k, i in enumerate(order):
+        sign = -1.0 if pruned[i] else 1.0
+        slope = _slope(starts, outputs, values, projected, inputs, base, i, total)
+        found[k] = 2.0 * sign * slope + squares[i]
+    return found
