@@ -20,10 +20,13 @@ from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.rows import RankOne
 from prunesampler.influence.sparse import SparseRows, halves, significant
 
-RANK, SPARE_COLUMNS, ROUNDS = 64, 8, 2
-"""Rank of a block, columns beyond it and rounds of the subspace iteration that finds it."""
+LEAST_RANK, MOST_RANK, RANKS = 64, 256, 4096
+"""Rank of a block: so high that all ranks add up to ``RANKS``, within these limits."""
+SPARE_COLUMNS, ROUNDS = 8, 2
+"""Columns beyond the rank, and rounds, of the subspace iteration."""
 SAMPLES = 1024
-"""Samples that a block is made from: the heaviest half, and others drawn by weight."""
+"""Samples that a block is made from, or eight for each rank if that is more: the heaviest half, and
+others drawn by weight."""
 NEGLIGIBLE = 2e-3
 """Samples with less of the largest weight are left out of a block."""
 LIGHT = 0.1
@@ -66,13 +69,13 @@ class ClassBlocks:
         """
         generator = torch.Generator().manual_seed(seed)
         outputs, inputs = measurements.delta.shape[1], measurements.inputs.shape[1]
-        rank = min(RANK, max(1, inputs - 1))
+        rank = min(max(LEAST_RANK, min(MOST_RANK, RANKS // outputs)), max(1, inputs - 1))
         vectors = torch.zeros(outputs, inputs, rank)
         values, rest = torch.zeros(outputs, rank), torch.zeros(outputs)
-        columns = _weight_columns(measurements)
-        for c, (indices, weights) in enumerate(columns):
+        for c, (indices, weights) in enumerate(_weight_columns(measurements)):
             if len(indices):
-                rows = _weighted_rows(measurements, indices, weights, generator)
+                limit = max(SAMPLES, 8 * rank)
+                rows = _weighted_rows(measurements, indices, weights, limit, generator)
                 found = _low_rank(rows, rank, generator)
                 width = found[0].shape[1]
                 vectors[c, :, :width], values[c, :width], rest[c] = *found, 0.0
@@ -159,18 +162,20 @@ def _weight_columns(measurements: Measurements) -> list[tuple[Tensor, Tensor]]:
 
 
 def _weighted_rows(
-    measurements: Measurements, indices: Tensor, weights: Tensor, generator: torch.Generator
+    measurements: Measurements,
+    indices: Tensor,
+    weights: Tensor,
+    limit: int,
+    generator: torch.Generator,
 ) -> Tensor:
-    """Rows whose outer products add up to a block, or to about it where there are many."""
-    if len(indices) > SAMPLES:
+    """At most ``limit`` rows whose outer products add up to a block, or to about it."""
+    if len(indices) > limit:
+        half = limit // 2
         order = weights.argsort(descending=True)
-        heavy, light = order[: SAMPLES // 2], order[SAMPLES // 2 :]
-        drawn = torch.multinomial(
-            weights[light], SAMPLES // 2, replacement=True, generator=generator
-        )
-        each = weights[light].sum() / (SAMPLES // 2)
+        heavy, light = order[:half], order[half:]
+        drawn = torch.multinomial(weights[light], half, replacement=True, generator=generator)
         indices = indices[torch.cat([heavy, light[drawn]])]
-        weights = torch.cat([weights[heavy], each.expand(SAMPLES // 2)])
+        weights = torch.cat([weights[heavy], (weights[light].sum() / half).expand(half)])
     return measurements.inputs[indices].float() * weights.sqrt()[:, None]
 
 

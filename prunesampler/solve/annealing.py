@@ -1,4 +1,4 @@
-"""Simulated annealing over swaps, one at a time, compiled, on one core of the CPU.
+"""Simulated annealing, compiled, on one core of the CPU: over swaps, and for sparse rows over flips.
 
 Each move proposes to swap a random pruned with a random kept sample within reach, Metropolis' rule
 accepts or rejects it, and the temperature falls geometrically. The paper names simulated annealing;
@@ -7,6 +7,7 @@ the temperatures and the reach (see `prunesampler.solve.scaled`) are ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,8 +27,9 @@ from prunesampler.solve.problem import Bools, Ints, Problem, Solution
 from prunesampler.solve.scaled import SMALL, Scaled
 
 MOVES_PER_SAMPLE, MIN_MOVES = 50, 1_000_000
-SWEEPS = 20
-"""Flips that are offered to every sample."""
+FLIPS_PER_SAMPLE, MOST_ROOM = 20, 5.0
+"""Flips, times the samples per parameter where they are between one and ``MOST_ROOM``: the more
+there is to choose from, the longer the search goes on finding better sets."""
 BLOCKS, REFRESH = 100, 25
 """Moves come in ``BLOCKS`` blocks; before every ``REFRESH``-th the running sum is recomputed."""
 
@@ -72,9 +74,12 @@ def _cooled(
     problem: Problem, count: int, seed: int, moves: int | None, progress: Progress | None
 ) -> Bools:
     """Which free samples to prune, by flips of sparse rows or by swaps of others."""
-    if isinstance(problem.influence.whitened, SparseRows):
-        sweeps = SWEEPS if moves is None else max(1, round(moves / len(problem)))
-        return flip(problem, count, seed, sweeps, progress)
+    influence = problem.influence
+    if isinstance(influence.whitened, SparseRows):
+        room = len(influence) / math.prod(influence.gradients.shape)
+        each = FLIPS_PER_SAMPLE * min(MOST_ROOM, max(1.0, room))
+        flips = max(each * len(problem), MIN_MOVES) if moves is None else moves
+        return flip(problem, count, seed, max(1, round(flips / len(problem))), progress)
     moves = max(MOVES_PER_SAMPLE * len(problem), MIN_MOVES) if moves is None else moves
     cool = _anneal_small if len(problem) <= SMALL else _anneal_large
     return cool(Scaled.of(problem, count), seed, moves, progress)

@@ -2,7 +2,9 @@
 
 A flip looks at the entries of one sample, a swap at those of two, and a flip needs no partner, so a sweep
 goes through the samples one after the other. The number of pruned samples is held by a penalty,
-``PENALTY * (pruned - count)^2`` beside the squared norm, and made exact at the end. The start is a greedy
+``PENALTY * temperature * (pruned - count)^2`` beside the squared norm, and made exact at the end. (A
+penalty that does not fall with the temperature freezes the search: then every flip costs more than it
+gains.) The start is a greedy
 pass, the samples with the longest rows first.
 
 The energy is the same as that of swaps: the norm of the sum of the pruned rows, plus the costs.
@@ -23,9 +25,10 @@ from prunesampler.influence.sparse import SparseRows
 from prunesampler.solve.kernels import rise
 from prunesampler.solve.problem import Bools, Ints, Problem
 
-HOTTEST, COLDEST = 0.3, 0.02
+HOTTEST, COLDEST = 0.3, 0.005
 """First and last temperature of squared norms, as a share of the mean squared norm of a row."""
-PENALTY = 0.05
+PENALTY = 0.007
+"""Share of the temperature that one sample too many costs: some ten are in equilibrium at any."""
 REFRESH = 10
 """Sweeps after which the running sums are formed anew."""
 
@@ -105,7 +108,7 @@ class _Flips:
         order = free[np.argsort(-self.squares[free], kind="stable")]
         _decide(
             *self._arrays, self.squares, self.classes, self.spare, self.pruned, order, self.total,
-            share, PENALTY * self.unit,
+            share, PENALTY * HOTTEST * self.unit,
         )  # fmt: skip
 
     def sweep(self, order: Ints, temperature: float) -> None:
@@ -113,7 +116,7 @@ class _Flips:
         norm = math.sqrt(max(self.square, 1e-12 * self.unit))
         self.square = _sweep(
             *self._arrays, self.squares, self.costs, self.classes, self.spare, self.pruned, order,
-            self.total, self.square, self.over, PENALTY * self.unit,
+            self.total, self.square, self.over, PENALTY * temperature * self.unit,
             temperature * self.unit / (2 * norm), self._random,
         )  # fmt: skip
 
