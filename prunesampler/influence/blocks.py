@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunesampler.influence.hessians import OutputHessian
 from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.rows import RankOne
-from prunesampler.influence.sparse import SparseRows, halves, significant
+from prunesampler.influence.sparse import PART, SIGNIFICANT, SparseRows, halves, significant
+from prunesampler.influence.top import TopRows
 
 LEAST_RANK, MOST_RANK, RANKS = 64, 256, 4096
 """Rank of a block: so high that all ranks add up to ``RANKS``, within these limits."""
@@ -43,11 +45,13 @@ class ClassBlocks:
         values: Curvature along them, float32, shape (C, r).
         rest: Mean curvature along all other directions, float32, shape (C,).
         damping: Added to all of it.
-        basis: The basis of the loss, float64, shape (C, K).
+        hessian: Turns outputs into the basis of the loss, and back.
 
     Example:
+        >>> from prunesampler.influence.hessians import DiagonalHessian
         >>> vectors = torch.tensor([[[1.0], [0.0]]])
-        >>> blocks = ClassBlocks(vectors, torch.tensor([[3.0]]), torch.tensor([0.0]), 1.0, torch.eye(1).double())
+        >>> hessian = DiagonalHessian(torch.ones(2, 1))
+        >>> blocks = ClassBlocks(vectors, torch.tensor([[3.0]]), torch.tensor([0.0]), 1.0, hessian)
         >>> blocks.apply_inverse(torch.tensor([[4.0, 4.0]]))
         tensor([[1., 4.]], dtype=torch.float64)
     """
@@ -56,7 +60,7 @@ class ClassBlocks:
     values: Tensor
     rest: Tensor
     damping: float
-    basis: Tensor
+    hessian: OutputHessian
 
     @classmethod
     def of(cls, measurements: Measurements, damping: float, seed: int = 0) -> ClassBlocks:
@@ -68,12 +72,15 @@ class ClassBlocks:
             seed: Seed of the subspace iteration and of the samples that are drawn.
         """
         generator = torch.Generator().manual_seed(seed)
-        outputs, inputs = measurements.delta.shape[1], measurements.inputs.shape[1]
+        outputs, inputs = measurements.hessian.size()[0], measurements.inputs.shape[1]
         rank = min(max(LEAST_RANK, min(MOST_RANK, RANKS // outputs)), max(1, inputs - 1))
         vectors = torch.zeros(outputs, inputs, rank)
         values, rest = torch.zeros(outputs, rank), torch.zeros(outputs)
-        for c, (indices, weights) in enumerate(_weight_columns(measurements)):
-            if len(indices):
+        samples, at, all_weights = measurements.output_weights(NEGLIGIBLE)
+        counts = torch.bincount(at, minlength=outputs).tolist()
+        for c, entries in enumerate(torch.split(at.argsort(stable=True), counts)):
+            if len(entries):
+                indices, weights = samples[entries], all_weights[entries] / len(measurements)
                 limit = max(SAMPLES, 8 * rank)
                 rows = _weighted_rows(measurements, indices, weights, limit, generator)
                 found = _low_rank(rows, rank, generator)
@@ -82,15 +89,15 @@ class ClassBlocks:
                 rest[c] = max(0.0, float(rows.square().sum() - found[1].sum())) / max(
                     1, inputs - rank
                 )
-        return cls(vectors, values, rest, damping, measurements.hessian.basis())
+        return cls(vectors, values, rest, damping, measurements.hessian)
 
     def apply_inverse(self, matrix: Tensor) -> Tensor:
         """The inverse blocks applied to matrices of shape (..., K, D), float64."""
-        at = (self.basis @ matrix.double()).float()
+        at = self.hessian.expand(matrix).float()
         base, excess = self._weights(self.damping)
         along = torch.einsum("...cd,cdr->...cr", at, self.vectors) * excess
         found = at * base[:, None] - torch.einsum("...cr,cdr->...cd", along, self.vectors)
-        return self.basis.T @ found.double()
+        return self.hessian.reduce(found)
 
     def _weights(self, damping: float, power: int = 1) -> tuple[Tensor, Tensor]:
         """``1 / (rest + damping)^power``, (C,), and by how much less it is along the columns, (C, r)."""
@@ -98,26 +105,33 @@ class ClassBlocks:
         excess = base[:, None] - (self.values + damping) ** -power
         return base, excess.clamp(min=0)
 
-    def whiten(self, rows: RankOne) -> SparseRows:
+    def whiten(self, rows: RankOne | TopRows) -> SparseRows:
         """Rows whitened by the blocks with a tenth of the damping; small entries are dropped."""
         base, excess = self._weights(LIGHT * self.damping)
-        delta = self._outputs_of(rows)
-        samples, outputs = significant(delta)
+        samples, outputs, values = self._entries(rows)
         inputs, scale = halves(rows.right)
         # The same rounded inputs for both parts of the norm: they nearly cancel where it curves most.
-        rounded = torch.from_numpy(inputs.view(np.float16))[:, : rows.right.shape[1]]
+        rounded = torch.from_numpy(inputs.view(np.float16))
         return SparseRows(
             starts=_starts(samples, len(rows)),
             outputs=outputs.int().numpy(),
-            values=(delta[samples, outputs] * scale).numpy(),
+            values=(values * scale).numpy(),
             projected=self._projected(rounded, samples, outputs, excess.sqrt()).numpy(),
             inputs=inputs,
             base=base.numpy(),
         )
 
-    def _outputs_of(self, rows: RankOne) -> Tensor:
-        """Gradients with respect to the layer's outputs, float32, shape (n, C)."""
-        return rows.left.float() @ self.basis.T.float()
+    def _entries(self, rows: RankOne | TopRows) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples, outputs and values of the gradients with respect to outputs that are not small."""
+        if isinstance(rows, TopRows):
+            return rows.entries(SIGNIFICANT)
+        found = []
+        for start in range(0, len(rows), PART):
+            delta = self.hessian.expand(rows.left[start : start + PART, :, None])[..., 0].float()
+            samples, outputs = significant(delta)
+            found.append((samples + start, outputs, delta[samples, outputs]))
+        samples, outputs, values = (torch.cat(part) for part in zip(*found, strict=True))
+        return samples, outputs, values
 
     def _projected(self, inputs: Tensor, samples: Tensor, outputs: Tensor, scale: Tensor) -> Tensor:
         """``scale_c * U_c^T a_i`` for every entry, shape (nnz, r)."""
@@ -128,14 +142,14 @@ class ClassBlocks:
                 found[entries] = inputs[samples[entries]].float() @ (self.vectors[c] * scale[c])
         return found
 
-    def squares(self, rows: RankOne, mean: Tensor, power: int) -> Tensor:
+    def squares(self, rows: RankOne | TopRows, mean: Tensor, power: int) -> Tensor:
         """``(g_i - mean)^T M^-power (g_i - mean)`` with the blocks M, shape (n,), float64."""
         base, excess = self._weights(self.damping, power)
-        delta = self._outputs_of(rows)
-        samples, outputs = significant(delta)
+        samples, outputs, values = self._entries(rows)
         along = self._projected(rows.right, samples, outputs, excess.sqrt()).square().sum(1)
-        norms = rows.right.float().square().sum(1)
-        own = delta[samples, outputs].square() * (base[outputs] * norms[samples] - along)
+        parts = (rows.right[start : start + PART] for start in range(0, len(rows), PART))
+        norms = torch.cat([part.float().square().sum(1) for part in parts])
+        own = values.square() * (base[outputs] * norms[samples] - along)
         total = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, samples, own.double())
         centre = mean
         for _ in range(power):
@@ -148,17 +162,6 @@ def _starts(samples: Tensor, size: int) -> np.ndarray[tuple[int], np.dtype[np.in
     starts = np.zeros(size + 1, dtype=np.int64)
     np.cumsum(np.bincount(samples.numpy(), minlength=size), out=starts[1:])
     return starts
-
-
-def _weight_columns(measurements: Measurements) -> list[tuple[Tensor, Tensor]]:
-    """For every output the samples that curve it, and their ``H_i[c, c]`` over n."""
-    weights = measurements.hessian.diagonal().float() / len(measurements)
-    least = NEGLIGIBLE * float(weights.max())
-    columns = []
-    for column in weights.T:
-        indices = (column > least).nonzero().flatten()
-        columns.append((indices, column[indices]))
-    return columns
 
 
 def _weighted_rows(

@@ -31,6 +31,15 @@ class OutputHessian(Protocol):
     def basis(self) -> Tensor:
         """Orthonormal columns that span the directions that change the loss, (C, K), float64."""
 
+    def size(self) -> tuple[int, int]:
+        """Number C of outputs, and number K of directions that change the loss."""
+
+    def expand(self, matrix: Tensor) -> Tensor:
+        """``basis @ matrix`` for matrices of shape (..., K, D), float64: from the basis to outputs."""
+
+    def reduce(self, matrix: Tensor) -> Tensor:
+        """``basis^T @ matrix`` for matrices of shape (..., C, D), float64: from outputs to the basis."""
+
 
 @dataclass(frozen=True)
 class SoftmaxHessian:
@@ -85,6 +94,18 @@ class SoftmaxHessian:
         """Helmert columns, shape (C, C - 1): orthonormal, and orthogonal to the all-ones vector."""
         return helmert(self.probabilities.shape[1])
 
+    def size(self) -> tuple[int, int]:
+        """C and C - 1."""
+        return self.probabilities.shape[1], self.probabilities.shape[1] - 1
+
+    def expand(self, matrix: Tensor) -> Tensor:
+        """See :class:`OutputHessian`; by running sums, without the basis."""
+        return from_helmert(matrix)
+
+    def reduce(self, matrix: Tensor) -> Tensor:
+        """See :class:`OutputHessian`; by running sums, without the basis."""
+        return to_helmert(matrix)
+
 
 @dataclass(frozen=True)
 class _FullHessian:
@@ -100,6 +121,18 @@ class _FullHessian:
     def basis(self) -> Tensor:
         """The identity, shape (C, C)."""
         return torch.eye(self.values.shape[1], dtype=torch.float64)
+
+    def size(self) -> tuple[int, int]:
+        """C twice."""
+        return self.values.shape[1], self.values.shape[1]
+
+    def expand(self, matrix: Tensor) -> Tensor:
+        """The matrix itself, in float64."""
+        return matrix.double()
+
+    def reduce(self, matrix: Tensor) -> Tensor:
+        """The matrix itself, in float64."""
+        return matrix.double()
 
 
 @dataclass(frozen=True)
@@ -179,3 +212,43 @@ def helmert(size: int) -> Tensor:
         basis[:k, k - 1] = scale
         basis[k, k - 1] = -k * scale
     return basis
+
+
+def to_helmert(matrix: Tensor) -> Tensor:
+    """``helmert(C)^T @ matrix`` in time proportional to the matrix, float64.
+
+    Args:
+        matrix: Shape (..., C, D).
+
+    Returns:
+        Shape (..., C - 1, D).
+
+    Example:
+        >>> to_helmert(torch.tensor([[1.0], [3.0]]))
+        tensor([[-1.4142]], dtype=torch.float64)
+    """
+    matrix = matrix.double()
+    k = torch.arange(1, matrix.shape[-2], dtype=torch.float64, device=matrix.device)[:, None]
+    before = matrix[..., :-1, :].cumsum(-2)
+    return (before - k * matrix[..., 1:, :]) / (k * (k + 1)).sqrt()
+
+
+def from_helmert(matrix: Tensor) -> Tensor:
+    """``helmert(C) @ matrix`` in time proportional to the matrix, float64.
+
+    Args:
+        matrix: Shape (..., C - 1, D).
+
+    Returns:
+        Shape (..., C, D); the columns sum to zero.
+
+    Example:
+        >>> from_helmert(torch.tensor([[-1.4142]]))
+        tensor([[-1.0000],
+                [ 1.0000]], dtype=torch.float64)
+    """
+    k = torch.arange(1, matrix.shape[-2] + 1, dtype=torch.float64, device=matrix.device)[:, None]
+    scaled = matrix.double() / (k * (k + 1)).sqrt()
+    nothing = torch.zeros_like(scaled[..., :1, :])
+    after = scaled.flip(-2).cumsum(-2).flip(-2)  # the sum of this and all later columns
+    return torch.cat([after, nothing], -2) - torch.cat([nothing, k * scaled], -2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class Measurements:
     @property
     def shape(self) -> tuple[int, int]:
         """Shape (K, D) of one gradient in the basis of the loss."""
-        return self.hessian.basis().shape[1], self.inputs.shape[1]
+        return self.hessian.size()[1], self.inputs.shape[1]
 
     @property
     def parameters(self) -> int:
@@ -72,7 +72,24 @@ class Measurements:
 
     def rows(self) -> RankOne:
         """Gradients ``g_i`` in the basis of the loss, n matrices of shape (K, D)."""
-        return RankOne(self.delta @ self.hessian.basis().to(self.delta), self.inputs)
+        reduce = self.hessian.reduce
+        parts = [reduce(chunk.delta[..., None])[..., 0].to(self.delta) for chunk in self.chunks()]
+        return RankOne(torch.cat(parts), self.inputs)
+
+    def output_weights(self, least: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples, outputs and ``H_i[c, c]``, three tensors of shape (nnz,), in the samples' order.
+
+        Args:
+            least: Smallest weight that is listed, as a share of the largest of all.
+        """
+        largest = max(float(chunk.hessian.diagonal().max()) for chunk in self.chunks())
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        for number, chunk in enumerate(self.chunks()):
+            weights = chunk.hessian.diagonal().float()
+            samples, outputs = (weights > least * largest).nonzero(as_tuple=True)
+            found.append((samples + number * CHUNK, outputs, weights[samples, outputs]))
+        samples, outputs, weights = (torch.cat(part) for part in zip(*found, strict=True))
+        return samples, outputs, weights
 
     def gauss_newton(self, dtype: torch.dtype | None = None) -> Tensor:
         """Mean GGN without damping, shape (R, R) with R = K * D, float64, index k * D + d.
@@ -105,14 +122,13 @@ class Measurements:
         chunk of samples, in the precision of the inputs, added up in float64. Nothing of size R is
         made.
         """
-        basis = self.hessian.basis().to(self.inputs.device)
-        outputs = basis @ matrix.double()
+        outputs = self.hessian.expand(matrix)
         seen = outputs.mT.to(self.inputs)
         total = torch.zeros_like(outputs)
         for chunk in self.chunks():
             bent = chunk.hessian.apply(chunk.inputs @ seen)
             total += bent.mT @ chunk.inputs
-        return basis.T @ total / len(self)
+        return self.hessian.reduce(total) / len(self)
 
     def kronecker_factors(self) -> tuple[Tensor, Tensor]:
         """Mean output Hessian, shape (K, K), and mean outer product of the inputs, (D, D), float64."""
@@ -150,10 +166,11 @@ class Measurements:
     def _with(self, tensors: Mapping[str, Tensor]) -> Measurements:
         """Measurements of the same kind that hold these tensors, named as by ``_tensors``."""
         hessian = {name: tensors[f"hessian.{name}"] for name in self.hessian.tensors}
-        return Measurements(
-            tensors["delta"],
-            tensors["inputs"],
-            type(self.hessian)(**hessian),
-            tensors["losses"],
-            tensors.get("labels"),
+        return replace(
+            self,
+            delta=tensors["delta"],
+            inputs=tensors["inputs"],
+            hessian=replace(self.hessian, **hessian),  # type: ignore[type-var]
+            losses=tensors["losses"],
+            labels=tensors.get("labels"),
         )

@@ -145,7 +145,7 @@ def read_measurements(
         )
     labels, width = measurements.labels, measurements.delta.shape[-1]
     whole = labels is None or (labels.dtype == torch.int64 and labels.shape == (num_samples,))
-    if not whole or measurements.delta.dim() != 2 or width != len(hessian.basis()):
+    if not whole or measurements.delta.dim() != 2 or width != hessian.size()[0]:
         raise ValueError("the measurements' labels or outputs do not fit together")
     if not all(bool(torch.isfinite(t).all()) for t in tensors):
         raise ValueError("the measurements hold numbers that are not finite: a damaged checkpoint")

@@ -9,6 +9,7 @@ squared norm of a sum of samples, with ``V_c = sum of delta_ic a_i`` and ``T_c =
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,8 +22,6 @@ from prunesampler.base.compiled import compiled, half
 
 SIGNIFICANT = 0.02
 """An entry is dropped if its ``delta`` is smaller than this share of the sample's largest one."""
-LANES = 32
-"""Inputs are padded with zeros to a multiple of this, so that loops over them are vectors' alone."""
 PART = 16384
 """Samples handled at a time."""
 LARGEST_HALF = 2.0**14
@@ -40,7 +39,7 @@ class SparseRows:
         outputs: The layer's output of each entry, int32, shape (nnz,).
         values: ``delta`` of each entry, float32, shape (nnz,).
         projected: The numbers ``z`` of each entry, float32, shape (nnz, r).
-        inputs: The layer's inputs in half precision, as bits, uint16, shape (n, W), W >= D.
+        inputs: The layer's inputs in half precision, as bits, uint16, shape (n, D).
         base: Weight of ``|V_c|^2``, float32, shape (C,).
 
     Example:
@@ -68,7 +67,7 @@ class SparseRows:
         return len(self.starts) - 1
 
     def sum(self, indices: Tensor | None = None) -> Tensor:
-        """``V`` and ``T`` of the chosen samples (all by default), side by side, (C, W + r), float64."""
+        """``V`` and ``T`` of the chosen samples (all by default), side by side, (C, D + r), float64."""
         weights = np.ones(len(self)) if indices is None else np.zeros(len(self))
         if indices is not None:
             weights[indices.numpy()] = 1.0
@@ -90,21 +89,25 @@ class SparseRows:
 
 
 def halves(inputs: Tensor) -> tuple[NDArray[np.uint16], float]:
-    """Inputs in half precision as bits, (n, W), and the power of two that they were divided by.
+    """Inputs in half precision as bits, (n, D), and the power of two that they were divided by.
+
+    Inputs that are in half precision are shared, not copied.
 
     Example:
         >>> bits, scale = halves(torch.tensor([[1.0, 2.0**17]]))
-        >>> bits.shape, bits.view(np.float16)[0, :2].tolist(), scale
-        ((1, 32), [0.125, 16384.0], 8.0)
+        >>> bits.view(np.float16).tolist(), scale
+        ([[0.125, 16384.0]], 8.0)
     """
+    if inputs.dtype == torch.float16:
+        shared: NDArray[np.uint16] = inputs.contiguous().numpy().view(np.uint16)
+        return shared, 1.0
     starts = range(0, len(inputs), PART)
     largest = max((float(inputs[k : k + PART].abs().max()) for k in starts), default=0.0)
-    scale = 2.0 ** max(0, int(np.ceil(np.log2(largest / LARGEST_HALF)))) if largest else 1.0
-    n, width = inputs.shape
-    bits = np.zeros((n, -(-width // LANES) * LANES), dtype=np.uint16)
+    scale = 2.0 ** max(0, math.ceil(math.log2(largest / LARGEST_HALF))) if largest else 1.0
+    bits = np.zeros(tuple(inputs.shape), dtype=np.uint16)
     for start in starts:
         part = (inputs[start : start + PART] / scale).half().cpu().numpy()
-        bits[start : start + len(part), :width] = part.view(np.uint16)
+        bits[start : start + len(part)] = part.view(np.uint16)
     return bits, scale
 
 
@@ -119,13 +122,10 @@ def significant(delta: Tensor) -> tuple[Tensor, Tensor]:
         >>> outputs.tolist()
         [0, 1]
     """
-    found: list[tuple[Tensor, Tensor]] = []
-    for start in range(0, len(delta), PART):
-        sizes = delta[start : start + PART].abs()
-        kept = (sizes >= SIGNIFICANT * sizes.max(1, keepdim=True).values) & (sizes > 0)
-        samples, outputs = kept.nonzero(as_tuple=True)
-        found.append((samples + start, outputs))
-    return torch.cat([s for s, _ in found]), torch.cat([o for _, o in found])
+    sizes = delta.abs()
+    kept = (sizes >= SIGNIFICANT * sizes.max(1, keepdim=True).values) & (sizes > 0)
+    samples, outputs = kept.nonzero(as_tuple=True)
+    return samples, outputs
 
 
 @partial(compiled, fastmath=True)
