@@ -19,6 +19,7 @@ from torch import Tensor
 from prunesampler.influence.hessians import SoftmaxHessian
 from prunesampler.influence.influence import loss_distance
 from prunesampler.influence.scores import Scores
+from prunesampler.influence.top import TopHessian
 
 Cost = Callable[[Scores], Tensor]
 """A function from scores to the cost of pruning each sample, shape (n,)."""
@@ -104,9 +105,12 @@ def margin(scores: Scores) -> Tensor:
     """
     hessian = scores.measurements.hessian
     labels = scores.measurements.labels
-    if not isinstance(hessian, SoftmaxHessian) or labels is None:
+    if not isinstance(hessian, (SoftmaxHessian, TopHessian)) or labels is None:
         raise ValueError("margin needs cross-entropy on class indices; choose el2n or grand")
-    own = torch.nn.functional.one_hot(labels, hessian.probabilities.shape[1]).bool()
+    if isinstance(hessian, TopHessian):
+        own = hessian.outputs == labels[:, None]
+    else:
+        own = torch.nn.functional.one_hot(labels, hessian.probabilities.shape[1]).bool()
     probabilities = hessian.probabilities.double()
     others = probabilities.masked_fill(own, -1.0).max(dim=1).values
     difference: Tensor = others - probabilities[own]

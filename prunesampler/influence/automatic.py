@@ -15,6 +15,7 @@ from prunesampler.influence.curvature import (
 from prunesampler.influence.factorised import Factorised
 from prunesampler.influence.matrix_free import MatrixFree
 from prunesampler.influence.measurements import Measurements
+from prunesampler.influence.top import kept_outputs
 
 MOST_PRODUCTS = 1e12
 """Multiply-adds up to which the curvature is factorised as one matrix, some seconds on one core."""
@@ -62,6 +63,14 @@ class BlockCurvature(DampedCurvature):
             )
         return MatrixFree(measurements, ClassBlocks.of(measurements, chosen), chosen)
 
+    def keep(self, measurements: Measurements) -> Measurements:
+        """The most probable outputs of each sample, where a softmax has many.
+
+        Raises:
+            ValueError: If inputs of such a layer are too large for half precision.
+        """
+        return kept_outputs(measurements)
+
     def refactorise(self, measurements: Measurements, near: Factorised) -> MatrixFree:
         """The products of these samples, guided by the blocks of ``near``."""
         guide = near.near if isinstance(near, MatrixFree) else near
@@ -92,6 +101,14 @@ class AutoCurvature(DampedCurvature):
         if parameters <= LARGEST and products <= MOST_PRODUCTS:
             return ExactCurvature(damping=self.damping, max_size=LARGEST)
         return BlockCurvature(damping=self.damping)
+
+    def keep(self, measurements: Measurements) -> Measurements:
+        """See `BlockCurvature`, which is chosen for all layers whose outputs are not all kept.
+
+        Raises:
+            ValueError: If inputs of such a layer are too large for half precision.
+        """
+        return kept_outputs(measurements) if measurements.parameters > LARGEST else measurements
 
     def check(self, measurements: Measurements, num_samples: int) -> None:
         """See the curvature that is chosen.

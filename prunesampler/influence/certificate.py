@@ -165,7 +165,7 @@ def kept_curvature(
     full = influence.factorised
     if not len(pruned):
         return full, 1.0
-    kept = curvature.refactorise(measurements[complement(pruned, len(measurements))], full)
+    kept = curvature.refactorise(measurements.subset(complement(pruned, len(measurements))), full)
     if influence.iterative:
         return kept, None
     return kept, curvature_share(kept, full, measurements.shape)
@@ -221,5 +221,5 @@ def random_newton_shift(
         return None
     n = len(influence)
     pruned = torch.from_numpy(np.random.default_rng(seed).choice(n, size, replace=False))
-    kept = curvature.refactorise(measurements[complement(pruned, n)], influence.factorised)
+    kept = curvature.refactorise(measurements.subset(complement(pruned, n)), influence.factorised)
     return influence.norm(newton_shift(kept, influence, pruned))

@@ -55,6 +55,10 @@ class Curvature(Protocol):
         """
         return self.factorise(measurements, near.damping)
 
+    def keep(self, measurements: Measurements) -> Measurements:
+        """What to keep of a batch's measurements until all are there; by default everything."""
+        return measurements
+
     def check(self, measurements: Measurements, num_samples: int) -> None:
         """Check on a few samples whether all can be factorised; by default this checks nothing.
 

@@ -47,6 +47,10 @@ class Measurements:
     def __getitem__(self, index: Tensor | slice) -> Measurements:
         return self.map(lambda tensor: tensor[index])
 
+    def subset(self, indices: Tensor) -> Measurements:
+        """The measurements of these samples, int64, ascending."""
+        return self[indices]
+
     def chunks(self) -> Iterator[Measurements]:
         """Consecutive slices of at most ``CHUNK`` samples."""
         for start in range(0, len(self), CHUNK):

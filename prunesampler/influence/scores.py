@@ -18,9 +18,10 @@ from prunesampler.influence.hessians import (
 )
 from prunesampler.influence.influence import Influence
 from prunesampler.influence.measurements import Measurements
+from prunesampler.influence.top import TopHessian, TopMeasurements
 
 HESSIANS: dict[str, type[OutputHessian]] = {
-    kind.__name__: kind for kind in (SoftmaxHessian, DiagonalHessian, DenseHessian)
+    kind.__name__: kind for kind in (SoftmaxHessian, DiagonalHessian, DenseHessian, TopHessian)
 }
 
 
@@ -63,6 +64,7 @@ class Scores:
             "labels": held.labels,
             "hessian": type(held.hessian).__name__,
             "hessian_tensors": dict(held.hessian.tensors),
+            "outputs": held.hessian.size()[0],
             "validation": self.wanted,  # under the key that older states have
             "layer": self.layer,
         }
@@ -124,11 +126,7 @@ def read_measurements(
         3
     """
     try:
-        hessian = HESSIANS[state["hessian"]](**state["hessian_tensors"])
-        names = ("delta", "inputs", "losses")
-        measurements = Measurements(
-            **{name: state[name] for name in names}, hessian=hessian, labels=state["labels"]
-        )
+        measurements = _measurements(state)
         wanted = state["validation"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"not the measurements of a pruner: {error!r}") from error
@@ -136,7 +134,7 @@ def read_measurements(
         measurements.delta,
         measurements.inputs,
         measurements.losses,
-        *hessian.tensors.values(),
+        *measurements.hessian.tensors.values(),
     ]
     if not all(isinstance(t, Tensor) and len(t) == num_samples for t in tensors):
         raise ValueError(
@@ -145,8 +143,34 @@ def read_measurements(
         )
     labels, width = measurements.labels, measurements.delta.shape[-1]
     whole = labels is None or (labels.dtype == torch.int64 and labels.shape == (num_samples,))
-    if not whole or measurements.delta.dim() != 2 or width != hessian.size()[0]:
+    if not whole or measurements.delta.dim() != 2 or width != _width(measurements.hessian):
         raise ValueError("the measurements' labels or outputs do not fit together")
     if not all(bool(torch.isfinite(t).all()) for t in tensors):
         raise ValueError("the measurements hold numbers that are not finite: a damaged checkpoint")
     return measurements, wanted
+
+
+def _measurements(state: Mapping[str, Any]) -> Measurements:
+    """The measurements of a state, of which nothing is checked yet."""
+    kind, held = HESSIANS[state["hessian"]], state["hessian_tensors"]
+    tensors = {name: state[name] for name in ("delta", "inputs", "losses")}
+    if kind is TopHessian:
+        top = TopHessian(**held, width=int(state["outputs"]))
+        return TopMeasurements(**tensors, hessian=top, labels=state["labels"])
+    return Measurements(**tensors, hessian=kind(**held), labels=state["labels"])
+
+
+def _width(hessian: OutputHessian) -> int:
+    """Number of gradients with respect to outputs that there must be of each sample.
+
+    Raises:
+        ValueError: If an output that was kept does not exist.
+    """
+    if not isinstance(hessian, TopHessian):
+        return hessian.size()[0]
+    outputs = hessian.outputs
+    if outputs.dtype != torch.int32 or outputs.shape != hessian.probabilities.shape:
+        raise ValueError("the measurements' kept outputs do not fit together")
+    if len(outputs) and not 0 <= int(outputs.min()) <= int(outputs.max()) < hessian.width:
+        raise ValueError(f"the measurements keep outputs beyond the layer's {hessian.width}")
+    return outputs.shape[1]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -27,6 +27,8 @@ MANY, KEPT = 256, 64
 """Layers of more outputs than ``MANY`` keep ``KEPT`` of each sample."""
 NOTHING = 1e-6
 """Probabilities below this are left out of products."""
+LARGEST_INPUT = 65504.0
+"""The largest number in half precision."""
 FLUSH = 2048
 """Samples whose sum is formed in float32 before it is added in float64."""
 
@@ -134,6 +136,13 @@ class TopRows:
         """Shape (K, D) of one matrix."""
         return self.hessian.width - 1, self.inputs.shape[1]
 
+    def norms(self) -> Tensor:
+        """Frobenius norm of every matrix, shape (n,), float64."""
+        starts = range(0, len(self), FLUSH)
+        norms = [self.inputs[k : k + FLUSH].double().norm(dim=1) for k in starts]
+        found: Tensor = torch.cat(norms) * self.delta.double().norm(dim=1)
+        return found
+
     def entries(self, least: float) -> tuple[Tensor, Tensor, Tensor]:
         """Samples, outputs and values of ``delta`` where it is largest in its sample, or not small.
 
@@ -239,10 +248,19 @@ class TopMeasurements(Measurements):
         total = torch.stack([self._curve(one.contiguous().numpy()) for one in stack])
         return self.hessian.reduce(total.reshape(*matrix.shape[:-2], *total.shape[1:])) / len(self)
 
+    def subset(self, indices: Tensor) -> TopSubset:
+        """These samples, for products alone: nothing is copied."""
+        return TopSubset(
+            self.delta, self.inputs, self.hessian, self.losses, self.labels, indices=indices
+        )  # fmt: skip
+
+    def order(self) -> Tensor:
+        """The samples, int64, those of a class together: they share its rows in a product."""
+        return self.hessian.outputs[:, 0].argsort(stable=True)
+
     def _curve(self, at: Floats) -> Tensor:
         """Sum of ``H_i at a_i a_i^T``, shape (C, D), float64."""
-        top = self.hessian
-        order = top.outputs[:, 0].argsort(stable=True).numpy()  # samples of a class share its rows
+        top, order = self.hessian, self.order().numpy()
         arrays = (
             top.outputs.numpy(), top.probabilities.numpy(), top.mass.numpy(), _bits(self.inputs), order,
         )  # fmt: skip
@@ -252,7 +270,7 @@ class TopMeasurements(Measurements):
             _curve(*arrays, at, np.zeros_like(at), total, low, high)
             return total
 
-        return torch.from_numpy(_over_threads(part, len(self)))
+        return torch.from_numpy(_over_threads(part, len(order)))
 
     def mean_eigenvalue(self) -> float:
         """Mean eigenvalue of the mean GGN without damping: its trace over R."""
@@ -261,6 +279,59 @@ class TopMeasurements(Measurements):
         starts = range(0, len(self), FLUSH)
         norms = torch.cat([self.inputs[k : k + FLUSH].float().square().sum(1) for k in starts])
         return float(traces.double() @ norms.double()) / len(self) / self.parameters
+
+
+@dataclass(frozen=True)
+class TopSubset(TopMeasurements):
+    """Some of the samples, of which only products with the curvature are asked for.
+
+    Args:
+        indices: The samples, int64, ascending; all other arguments are of all samples.
+
+    Example:
+        >>> from prunesampler import CrossEntropy
+        >>> outputs, inputs, labels = torch.randn(3, 300), torch.randn(3, 2), torch.tensor([7, 8, 9])
+        >>> losses, delta, hessian = CrossEntropy().derivatives(outputs, labels)
+        >>> top = TopMeasurements.of(Measurements(delta, inputs, hessian, losses, labels))
+        >>> len(top.subset(torch.tensor([0, 2])))
+        2
+    """
+
+    indices: Tensor = field(kw_only=True)
+
+    def __len__(self) -> int:
+        """Number of samples in the subset."""
+        return len(self.indices)
+
+    def order(self) -> Tensor:
+        """The samples of the subset, int64, those of a class together."""
+        first = self.hessian.outputs[self.indices, 0]
+        return self.indices[first.argsort(stable=True)]
+
+
+def kept_outputs(measured: Measurements) -> Measurements:
+    """Measurements that keep the most probable outputs of each sample, where a softmax has many.
+
+    Raises:
+        ValueError: If inputs are too large for half precision.
+
+    Example:
+        >>> from prunesampler import SquaredError
+        >>> losses, delta, hessian = SquaredError().derivatives(torch.ones(2, 1), torch.ones(2, 1))
+        >>> measured = Measurements(delta, torch.ones(2, 3), hessian, losses)
+        >>> kept_outputs(measured) is measured
+        True
+    """
+    if not isinstance(measured.hessian, SoftmaxHessian) or measured.hessian.size()[0] <= MANY:
+        return measured
+    largest = float(measured.inputs.abs().max())
+    if largest > LARGEST_INPUT:
+        raise ValueError(
+            f"an input of the layer is {largest:.3g}, but those of layers with more than {MANY} outputs "
+            f"are kept in half precision, which ends at {LARGEST_INPUT:.0f}; normalise the features, or "
+            "give curvature=KroneckerCurvature()"
+        )
+    return TopMeasurements.of(measured)
 
 
 def _bits(inputs: Tensor) -> NDArray[np.uint16]:

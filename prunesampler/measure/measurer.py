@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Measurer:
         gradients: Measures a batch in place of ``head`` and ``losses``, or None.
         reading: How samples are read.
         progress: Whether to show a progress bar.
+        keep: What is kept of a batch's measurements; by default everything.
 
     Attributes:
         layer: Name of the layer that was measured last, or None if unknown.
@@ -58,7 +59,9 @@ class Measurer:
         gradients: GradientSource | None,
         reading: Reading,
         progress: bool,
+        keep: Callable[[Measurements], Measurements] = lambda measured: measured,
     ) -> None:
+        self._keep = keep
         self._head, self._losses, self._gradients = head, losses, gradients
         self.reading, self.progress = reading, progress
         self.layer: str | None = None
@@ -128,14 +131,18 @@ class Measurer:
                 progress_bar("measuring", total, shown) as bar,
             ):
                 for indices, batch in zip(grid, batches, strict=True):
-                    measured = source(model, to_device(batch, device)).map(Tensor.cpu)
+                    measured = self._kept(source(model, to_device(batch, device)))
                     _check_measured(measured, indices, finite=not trial)
                     done.append(measured)
                     bar.update(len(indices))
             if not done:  # more ranks than batches: the shapes are still needed
                 items = self.reading.items(dataset, samples[: self.reading.batch_size])
-                return source(model, self._batch(items, device))[:0].map(Tensor.cpu)
+                return self._kept(source(model, self._batch(items, device)))[:0]
         return Measurements.cat(done)
+
+    def _kept(self, measured: Measurements) -> Measurements:
+        """What is kept of a batch's measurements, on the CPU."""
+        return self._keep(measured).map(Tensor.cpu)
 
     def _batch(self, items: list[Any], device: torch.device) -> Any:
         # A copy, since a collate function may change its items.

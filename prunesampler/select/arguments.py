@@ -31,7 +31,7 @@ def check_objects(
             f"losses must be a function (model, batch) -> one loss per sample, got {losses!r}; use "
             "CrossEntropy(), BinaryCrossEntropy() or SquaredError() of prunesampler, or your own"
         )
-    needed = ("factorise", "check", "refactorise")
+    needed = ("factorise", "check", "refactorise", "keep")
     whole = all(hasattr(curvature, name) for name in needed)
     if curvature is not None and (isinstance(curvature, type) or not whole):
         raise TypeError(
