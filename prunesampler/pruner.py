@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -16,7 +17,9 @@ from prunesampler.base.processes import Group, LocalGroup, current_group, togeth
 from prunesampler.base.progress import advance, progress_bar
 from prunesampler.influence.automatic import AutoCurvature
 from prunesampler.influence.curvature import Curvature
+from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.scores import Scores, read_layer, read_measurements
+from prunesampler.influence.weights import SPREAD, kept_weights
 from prunesampler.measure.batches import content
 from prunesampler.measure.gradients import GradientSource
 from prunesampler.measure.heads import Losses
@@ -25,9 +28,11 @@ from prunesampler.measure.losses import ClosedFormLoss, CrossEntropy
 from prunesampler.measure.measurer import Measurer
 from prunesampler.measure.probing import check_collate, explained, probe
 from prunesampler.measure.reading import Reading
+from prunesampler.report.text import tell
 from prunesampler.sampling.loaders import check_batches
 from prunesampler.select.arguments import check_objects
 from prunesampler.select.choosing import choose_together
+from prunesampler.select.estimate import Estimate, check_room, estimate
 from prunesampler.select.frontier import Frontier
 from prunesampler.select.objectives import KeepHead, Objective
 from prunesampler.select.selection import Selection
@@ -133,11 +138,13 @@ class InfluencePruner:
             gradients=gradients,
             reading=reading,
             progress=progress,
+            keep=self._kept,
         )
         self.dataset, self.progress = score_dataset, progress
         self._own_collate = collate_fn is not None or like is not None
         self._own_losses = gradients is None and not isinstance(losses, ClosedFormLoss)
         self.outline: str | None = None  # set once a few samples were read
+        self._told = False  # what a selection takes
         self._probed = False  # whether the processes have compared their outlines
 
     def select(self, model: nn.Module) -> Selection:
@@ -216,6 +223,38 @@ class InfluencePruner:
         choose = partial(self._selector.redraw, ages=ages, certify=certify)
         return choose_together(scores, choose, "redrawing", self.progress)
 
+    def weights(
+        self, scores: Scores | None, selection: Selection, spread: float = SPREAD
+    ) -> Tensor:
+        """Weights, float32, shape (n - m,), to fit a head to ``selection.kept`` by ``sample_weight``.
+
+        With them the head is nearer to that of all samples. ``dataclasses.replace(selection,
+        weights=...)`` keeps them with the selection. Call this on all processes.
+
+        Args:
+            scores: Scores that `measure` returned on rank 0; None on the others.
+            selection: Which samples are kept.
+            spread: Largest root mean square of ``weights - 1`` (see `kept_weights`).
+
+        Raises:
+            ValueError: If the selection is of another dataset, or ``spread`` is not positive.
+        """
+        group = current_group()
+        group.meet("weights")
+
+        def weigh() -> bytes | None:
+            if scores is None:
+                return None
+            if selection.num_samples != len(scores.influence):
+                raise ValueError(
+                    f"the selection is of {selection.num_samples} samples, the scores are of "
+                    f"{len(scores.influence)}; weigh with the scores that it was chosen from"
+                )
+            return kept_weights(scores.influence, selection.kept, spread).numpy().tobytes()
+
+        data = group.broadcast_bytes(together(group, weigh))
+        return torch.frombuffer(bytearray(data), dtype=torch.float32)
+
     def measure(self, model: nn.Module) -> Scores | None:
         """Measure all samples; call it on all processes. It raises the errors of `select`.
 
@@ -272,6 +311,46 @@ class InfluencePruner:
         if loader is not None and self.budget.epsilon is None and group.rank == 0:
             kept = self.num_samples - self.budget.count_of(self.num_samples)
             check_batches(unwrap(model), loader, kept)
+
+    def estimate(self, model: nn.Module) -> Estimate | None:
+        """Seconds and bytes that a selection will take, from a batch; on rank 0, else None.
+
+        Call this on all processes. Print it, or read its fields.
+
+        Args:
+            model: The model as it is trained.
+
+        Raises:
+            ValueError: As `check`; also if memory would run out.
+
+        Example:
+            >>> import torch
+            >>> from torch.utils.data import TensorDataset
+            >>> data = TensorDataset(torch.randn(60, 4), torch.arange(60) % 3)
+            >>> pruner = InfluencePruner(data, budget=Budget(fraction=0.4))
+            >>> pruner.estimate(torch.nn.Linear(4, 3)).parameters
+            10
+        """
+        self.check(model)
+        group, model = current_group(), unwrap(model)
+        started = time.perf_counter()
+        batch, *_ = self._measurer.measure(model, self._datasets(), group, trial=True)
+        seconds = (time.perf_counter() - started) * group.world
+        if batch is None:
+            return None
+        return estimate(batch, self.num_samples, self._selector.curvature, seconds, group.world)
+
+    def _kept(self, measured: Measurements) -> Measurements:
+        """What is kept of a batch's measurements; the first time it says what all will take."""
+        curvature = self._selector.curvature
+        kept = curvature.keep(measured)
+        if not self._told and current_group().rank == 0:
+            check_room(kept, self.num_samples, curvature)
+            expected = estimate(kept, self.num_samples, curvature, 0.0, current_group().world)
+            if expected.notable:
+                tell(f"prunesampler: beside the pass, {expected}", self.progress)
+        self._told = True
+        return kept
 
     @property
     def reading(self) -> Reading:

@@ -178,6 +178,16 @@ def test_a_probe_keeps_its_head_and_its_test_loss():
         assert abs(row["test_loss"] - full) <= 0.5 * abs(row["random_test_loss"] - full)
 
 
+def test_a_weighted_head_is_that_of_all_samples():
+    rows = json.loads(run_python(EXAMPLES / "weighted_head.py", "--json", "--draws=2"))
+    far = {name: distance for name, (_, _, distance) in rows.items()}
+    assert far["chosen, weighted"] < 1e-4
+    assert far["chosen"] > 1e-2
+    assert far["random, weighted"] < 0.6 * far["random"]
+    assert rows["chosen, weighted"][0] == pytest.approx(rows["all"][0], abs=1e-4)
+    assert rows["random"][0] > rows["all"][0] + 0.02
+
+
 def test_features_are_trained_and_probed(tmp_path):
     path = tmp_path / "features.safetensors"
     run_python(EXAMPLES / "features.py", "--epochs=1", "--width=8", "--output", path)

@@ -73,7 +73,7 @@ class ClassBlocks:
         """
         generator = torch.Generator().manual_seed(seed)
         outputs, inputs = measurements.hessian.size()[0], measurements.inputs.shape[1]
-        rank = min(max(LEAST_RANK, min(MOST_RANK, RANKS // outputs)), max(1, inputs - 1))
+        rank = block_rank(outputs, inputs)
         vectors = torch.zeros(outputs, inputs, rank)
         values, rest = torch.zeros(outputs, rank), torch.zeros(outputs)
         samples, at, all_weights = measurements.output_weights(NEGLIGIBLE)
@@ -81,7 +81,7 @@ class ClassBlocks:
         for c, entries in enumerate(torch.split(at.argsort(stable=True), counts)):
             if len(entries):
                 indices, weights = samples[entries], all_weights[entries] / len(measurements)
-                limit = max(SAMPLES, 8 * rank)
+                limit = block_samples(rank)
                 rows = _weighted_rows(measurements, indices, weights, limit, generator)
                 found = _low_rank(rows, rank, generator)
                 width = found[0].shape[1]
@@ -155,6 +155,26 @@ class ClassBlocks:
         for _ in range(power):
             centre = self.apply_inverse(centre)
         return (total - 2 * rows.inner(centre) + (mean * centre).sum()).clamp(min=0)
+
+
+def block_rank(outputs: int, inputs: int) -> int:
+    """Rank of the blocks of a layer: the fewer outputs, the higher.
+
+    Example:
+        >>> block_rank(10, 1281), block_rank(100, 513), block_rank(1000, 33)
+        (256, 64, 32)
+    """
+    return min(max(LEAST_RANK, min(MOST_RANK, RANKS // outputs)), max(1, inputs - 1))
+
+
+def block_samples(rank: int) -> int:
+    """Most samples that a block of a rank is made from.
+
+    Example:
+        >>> block_samples(64), block_samples(256)
+        (1024, 2048)
+    """
+    return max(SAMPLES, 8 * rank)
 
 
 def _starts(samples: Tensor, size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -114,8 +114,8 @@ class TopRows:
     Example:
         >>> top = TopHessian(torch.tensor([[3, 0]]).int(), torch.tensor([[0.5, 0.5]]), torch.ones(1), 4)
         >>> rows = TopRows(torch.tensor([[-0.5, 0.5]]), torch.tensor([[2.0]]).half(), top)
-        >>> top.expand(rows.sum()).flatten().tolist()
-        [1.0, 0.0, 0.0, -1.0]
+        >>> top.expand(rows.sum()).flatten().round().tolist()
+        [1.0, 0.0, -0.0, -1.0]
     """
 
     delta: Tensor

@@ -121,7 +121,7 @@ class InfluencePrunedSampler(Sampler[int]):
         return self._kept
 
     def restrict(self, selection: Selection | Tensor | Sequence[int]) -> None:
-        """Keep only these samples from the next pass on.
+        """Keep only these samples from the next pass on; a selection's weights are left unused.
 
         Args:
             selection: A selection, or the indices to keep in any order.
@@ -137,6 +137,12 @@ class InfluencePrunedSampler(Sampler[int]):
                     f"has {self.num_samples}; select on the same dataset"
                 )
             kept = selection.kept
+            if selection.weights is not None:
+                warn(
+                    "the sampler leaves the weights of the selection unused and yields every kept "
+                    "sample once: give them to your loss, or as sample_weight= to what fits the "
+                    "head, or restrict to selection.kept"
+                )
         else:
             kept = checked_indices(selection, self.num_samples)
         self.check_size(len(kept))

@@ -51,10 +51,12 @@ class Selection:
             direction (`prunesampler.influence.certificate.curvature_share`), or None.
         loss_bound: Proved where ``bound`` is: the change of the mean loss is at most this, over any
             samples whose inputs to the layer have on average no larger norm than in training.
+        weights: Weights of the kept samples, float32, shape (n - m,), for those who fit a head by
+            ``sample_weight`` (`InfluencePruner.weights`), or None. Samplers leave them unused.
 
     Raises:
         ValueError: For indices that are not ascending, distinct and within the dataset, or that
-            leave no sample.
+            leave no sample; for weights that are not one finite number of at least 0 per kept sample.
 
     Example:
         >>> budget = Budget(count=2)
@@ -74,6 +76,7 @@ class Selection:
     metadata: dict[str, Any] = field(default_factory=dict)
     curvature_share: float | None = None
     loss_bound: float | None = None
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         pruned, n = self.pruned, self.num_samples
@@ -89,6 +92,8 @@ class Selection:
             raise ValueError(f"{len(pruned)} of {n} samples pruned: nothing would be kept")
         if len(pruned) and (pruned[0] < 0 or pruned[-1] >= n or (pruned.diff() <= 0).any()):
             raise ValueError(f"pruned indices must be ascending, distinct and within 0 to {n - 1}")
+        if self.weights is not None:
+            _check_weights(self.weights, n - len(pruned))
 
     @property
     def kept(self) -> Tensor:
@@ -136,6 +141,9 @@ class Selection:
         predicted = f"shift {self.shift:.3g} to first order"
         if not math.isnan(self.newton_shift):
             predicted += f", {self.newton_shift:.3g} with the curvature of the kept samples"
+        residual = self.metadata.get("residual")
+        if residual is not None:
+            predicted += f" (to a residual of {residual:.1g})"
         random = [f"{pair.random:.3g} {pair.how}" for pair in self._compared]
         if random:
             predicted += f" (a random set {' and '.join(random)})"
@@ -178,7 +186,10 @@ class Selection:
             "curvature_share": self.curvature_share,
             "loss_bound": self.loss_bound,
         }
-        return pack(KIND, header, {"pruned": self.pruned})
+        tensors = {"pruned": self.pruned}
+        if self.weights is not None:
+            tensors["weights"] = self.weights
+        return pack(KIND, header, tensors)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Selection:
@@ -199,6 +210,7 @@ class Selection:
                 metadata=checked_facts(header["metadata"]),
                 curvature_share=_optional(header["curvature_share"]),
                 loss_bound=_optional(header["loss_bound"]),
+                weights=tensors.get("weights"),
             )
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"not a complete selection: {error!r}") from error
@@ -209,6 +221,20 @@ def _budget(fields: Any) -> Budget:
     if not isinstance(fields, dict):
         raise TypeError(f"the budget must be values by name, got {fields!r}")
     return Budget(**{name: value for name, value in fields.items() if name != "min_curvature"})
+
+
+def _check_weights(weights: Tensor, kept: int) -> None:
+    if weights.dtype != torch.float32 or weights.shape != (kept,):
+        raise ValueError(
+            f"weights must be float32 of shape ({kept},), one per kept sample, got {weights.dtype} "
+            f"of shape {tuple(weights.shape)}"
+        )
+    wrong = (~(weights.isfinite() & (weights >= 0))).nonzero().flatten()
+    if len(wrong):
+        raise ValueError(
+            f"weights must be finite and at least 0, got {float(weights[wrong[0]])} for kept sample "
+            f"{int(wrong[0])}; take them from InfluencePruner.weights"
+        )
 
 
 def _optional(value: Any) -> float | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from prunesampler.base.checks import SEEDS, checked_labels
+from prunesampler.base.checks import SEEDS, checked_labels, warn
 from prunesampler.base.progress import Progress
 from prunesampler.influence.automatic import AutoCurvature
 from prunesampler.influence.certificate import (
@@ -30,6 +30,9 @@ from prunesampler.select.selection import Selection
 from prunesampler.solve.budget import Budget, Constraints
 from prunesampler.solve.problem import Problem, Solution
 from prunesampler.solve.solvers import Solver, cheapest
+
+INEXACT = 1e-2
+"""Residual above which a shift is no longer what it seems."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +215,13 @@ class Selector:
         if bound is not None and self.lipschitz is not None:
             on_loss = loss_bound(bound, scores.measurements.inputs, self.lipschitz)
         random = random_shift(influence, len(pruned), self.seed)
+        residual = max(getattr(influence.factorised, "residuals", []), default=None)
+        if residual is not None and residual > INEXACT:
+            warn(
+                f"conjugate gradients ended at a residual of {residual:.2g}, so the reported shifts are "
+                f"too small: the damping {influence.factorised.damping:.3g} is too small for "
+                f"{len(influence)} samples; give the curvature the weight decay in use"
+            )
         return Selection(
             pruned=pruned,
             num_samples=self.num_samples,
@@ -225,7 +235,7 @@ class Selector:
                 "solving_seconds": seconds,
                 "certificate_seconds": _since(started),
                 "curvature": type(self._curvature(scores)).__name__,
-                "residual": max(getattr(influence.factorised, "residuals", []), default=None),
+                "residual": residual,
                 "metric": getattr(influence.metric, "__name__", repr(influence.metric)),
                 "damping": influence.factorised.damping,
                 "parameters": math.prod(influence.gradients.shape),

@@ -122,6 +122,41 @@ def test_saving_and_loading(tmp_path):
         assert getattr(after, name) == getattr(before, name)
 
 
+def test_weights_are_saved_and_loaded(tmp_path):
+    before = selection(weights=torch.tensor([1.5, 0.0, 1.0, 1.5]))
+    before.save(tmp_path / "pruned.safetensors")
+    after = Selection.load(tmp_path / "pruned.safetensors")
+    assert torch.equal(after.weights, before.weights)
+    assert torch.equal(after.pruned, before.pruned)
+    assert Selection.from_bytes(selection().to_bytes()).weights is None
+
+
+def test_files_of_releases_without_weights_load():
+    assert Selection.from_bytes(save({"pruned": torch.tensor([1, 4])}, header())).weights is None
+
+
+BAD_WEIGHTS = {
+    "float64": (torch.ones(4, dtype=torch.float64), r"float32 of shape \(4,\).*got torch.float64"),
+    "whole numbers": (torch.ones(4, dtype=torch.int64), "got torch.int64"),
+    "one for every sample": (torch.ones(6), r"got torch.float32 of shape \(6,\)"),
+    "none": (torch.ones(0), r"of shape \(0,\)"),
+    "a column": (torch.ones(4, 1), r"of shape \(4, 1\)"),
+    "negative": (torch.tensor([1.0, -0.5, 1.0, 1.0]), "got -0.5 for kept sample 1; take them from"),
+    "not a number": (torch.tensor([1.0, 1.0, math.nan, 1.0]), "got nan for kept sample 2"),
+    "infinite": (torch.tensor([math.inf, 1.0, 1.0, 1.0]), "got inf for kept sample 0"),
+}
+
+
+@pytest.mark.parametrize(("weights", "message"), BAD_WEIGHTS.values(), ids=BAD_WEIGHTS)
+def test_weights_that_are_none_are_refused(weights, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        selection(weights=weights)
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(save({"pruned": torch.tensor([1, 4]), "weights": weights}, header()))
+    with pytest.raises(ValueError, match=f"bad.safetensors: weights must be .*{message}"):
+        Selection.load(path)
+
+
 def header(**changes):
     good = json.loads(json.loads(_text(selection().to_bytes()))["__metadata__"]["header"])
     return {"header": json.dumps({**good, **changes})}
@@ -297,13 +332,14 @@ def test_what_is_proved():
 
 @given(st.integers(0, 10**6), st.integers(0, 255))
 def test_a_changed_byte_is_refused_or_harmless(place, value):
-    data = bytearray(selection().to_bytes())
+    data = bytearray(selection(weights=torch.tensor([1.5, 0.0, 1.0, 1.5])).to_bytes())
     data[place % len(data)] = value
     try:
         found = Selection.from_bytes(bytes(data))
     except ValueError:
         return
     assert len(found.kept) + len(found.pruned) == found.num_samples
+    assert found.weights is None or bool((found.weights >= 0).all())
     assert found.verdict
     assert found.certificate
 

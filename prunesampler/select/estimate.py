@@ -1,0 +1,206 @@
+"""What a selection will take, told from one batch before anything large is made."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from prunesampler.base.memory import available_bytes, gibibytes
+from prunesampler.influence.automatic import AutoCurvature, BlockCurvature
+from prunesampler.influence.blocks import block_rank, block_samples
+from prunesampler.influence.curvature import Curvature, ExactCurvature, KroneckerCurvature
+from prunesampler.influence.measurements import Measurements
+from prunesampler.influence.sparse import SIGNIFICANT
+from prunesampler.influence.top import TopHessian
+from prunesampler.select.verdict import FEW
+
+SEARCHED = 4e9
+"""Multiply-adds that a compiled search does in a second on one core, about."""
+STEPS, INVERSES = 12, 4
+"""Steps of conjugate gradients, about, and inverses: of the set and a random one, two of each."""
+LONG, LARGE = 10.0, 2**30
+"""Seconds, and bytes, above which a selection is announced."""
+SWAPS, FLIPS, LEAST_MOVES = 50, 20, 1_000_000
+SWAP = 2000
+"""What a swap takes beside its products, in multiply-adds."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a curvature and a search with it take: bytes, and multiply-adds."""
+
+    bytes: float
+    curvature: float
+    search: float
+    certificate: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a selection will take.
+
+    Args:
+        num_samples: Number of samples n.
+        parameters: Number of parameters R of the layer that the loss can tell apart.
+        curvature: Name of the curvature.
+        bytes_measured: Memory for the measurements of all samples, on rank 0.
+        bytes_part: Memory for the measurements of its part, on every other rank.
+        bytes_work: Memory for the curvature and the search, on rank 0 beside the measurements.
+        seconds: Seconds of ``measuring`` (0 if unknown), ``curvature``, ``solving`` and
+            ``certificate``. They are within a factor of two or so.
+
+    Example:
+        >>> seconds = {"measuring": 60.0, "curvature": 2.0, "solving": 1.5, "certificate": 5.0}
+        >>> str(Estimate(50_000, 50_787, "BlockCurvature", 2**28, 0, 2**29, seconds))[:77]
+        'a selection takes about 68 s (measuring 60, curvature 2, solving 1.5, certifi'
+    """
+
+    num_samples: int
+    parameters: int
+    curvature: str
+    bytes_measured: int
+    bytes_part: int
+    bytes_work: int
+    seconds: dict[str, float]
+
+    @property
+    def samples_per_parameter(self) -> float:
+        """The more there are, the smaller the shift of a good set, as a share of a random one's."""
+        return self.num_samples / self.parameters
+
+    @property
+    def notable(self) -> bool:
+        """Whether it takes so long, or so much memory, that a user should hear of it beforehand."""
+        return sum(self.seconds.values()) > LONG or self.bytes_measured + self.bytes_work > LARGE
+
+    def __str__(self) -> str:
+        known = {name: took for name, took in self.seconds.items() if took}
+        stages = ", ".join(f"{name} {took:.2g}" for name, took in known.items())
+        others = f", {gibibytes(self.bytes_part)} on others" if self.bytes_part else ""
+        few = ", which is few: expect a good part of a random set's shift"
+        return (
+            f"a selection takes about {sum(known.values()):.2g} s ({stages}) and "
+            f"{gibibytes(self.bytes_measured + self.bytes_work)} on rank 0{others}, with "
+            f"{self.curvature}; there are {self.samples_per_parameter:.3g} samples for each of the "
+            f"{self.parameters} parameters{few if self.samples_per_parameter < FEW else ''}"
+        )
+
+
+def estimate(
+    batch: Measurements, num_samples: int, curvature: Curvature, seconds: float, world: int
+) -> Estimate:
+    """Extrapolate from the measurements of one batch.
+
+    Args:
+        batch: Measurements of one batch, as the curvature keeps them.
+        num_samples: Number of samples n in all.
+        curvature: The curvature in use.
+        seconds: Seconds that measuring the batch took.
+        world: Number of processes.
+    """
+    if isinstance(curvature, AutoCurvature):
+        curvature = curvature.of(num_samples, batch.parameters)
+    work = _work(batch, num_samples, curvature)
+    rate = _products_per_second()
+    each = bytes_per_sample(batch)
+    return Estimate(
+        num_samples=num_samples,
+        parameters=batch.parameters,
+        curvature=type(curvature).__name__,
+        bytes_measured=math.ceil(each * num_samples),
+        bytes_part=math.ceil(each * num_samples / world) if world > 1 else 0,
+        bytes_work=math.ceil(work.bytes),
+        seconds={
+            "measuring": seconds * num_samples / len(batch) / world,
+            "curvature": work.curvature / rate,
+            "solving": work.search / SEARCHED,
+            "certificate": work.certificate / rate,
+        },
+    )
+
+
+def check_room(batch: Measurements, num_samples: int, curvature: Curvature) -> None:
+    """Find out from one batch whether memory would run out on rank 0.
+
+    Args:
+        batch: Measurements of one batch, as the curvature keeps them.
+        num_samples: Number of samples n in all.
+        curvature: The curvature in use.
+
+    Raises:
+        ValueError: If more is needed than is free, with the numbers and ways out.
+    """
+    if isinstance(curvature, AutoCurvature):
+        curvature = curvature.of(num_samples, batch.parameters)
+    free, held = available_bytes(), bytes_per_sample(batch) * num_samples
+    work = _work(batch, num_samples, curvature).bytes
+    if free is not None and held + work > free:
+        raise ValueError(
+            f"{num_samples} samples with {batch.shape[1]} inputs of the layer need "
+            f"{gibibytes(held)} for their measurements and {gibibytes(work)} for "
+            f"{type(curvature).__name__}, but {gibibytes(free)} are free: measure a layer of fewer "
+            "inputs (project the features first), select within parts of the dataset, or take "
+            "curvature=KroneckerCurvature(), which needs less and is approximate"
+        )
+
+
+def bytes_per_sample(batch: Measurements) -> int:
+    """Bytes that the measurements of a sample take.
+
+    Example:
+        >>> from prunesampler import SquaredError
+        >>> losses, delta, hessian = SquaredError().derivatives(torch.ones(2, 1), torch.ones(2, 1))
+        >>> bytes_per_sample(Measurements(delta, torch.ones(2, 3), hessian, losses))
+        24
+    """
+    return sum(math.prod(shape) * dtype.itemsize for _, shape, dtype in batch.signature())
+
+
+def _work(batch: Measurements, n: int, curvature: Curvature) -> Work:
+    """Bytes and multiply-adds; of a curvature of the user's own only what everyone needs is known."""
+    (outputs, _), (rows, columns) = batch.hessian.size(), batch.shape
+    size, moves = rows * columns, max(SWAPS * n, LEAST_MOVES)
+    kept = batch.delta.shape[1] if isinstance(batch.hessian, TopHessian) else outputs
+    inverse = STEPS * 2.0 * n * kept * columns
+    gradients = 0 if isinstance(batch.hessian, TopHessian) else 4 * n * rows
+    if isinstance(curvature, ExactCurvature):
+        products = n * size**2 + size**3 / 2
+        matrices = 4.0 * n * size + 32.0 * size**2
+        return Work(gradients + matrices, products, moves * (4.0 * size + SWAP), 2 * inverse)
+    if isinstance(curvature, KroneckerCurvature):
+        products = n * (outputs**2 + 3 * columns**2) + 10 * (outputs**3 + columns**3)
+        copies = 4.0 * n * (rows + columns)
+        return Work(gradients + copies, products, 4.0 * moves * size, 4.0 * n * size / outputs)
+    if isinstance(curvature, BlockCurvature):
+        return _block_work(batch, n, gradients, inverse)
+    return Work(gradients, 0.0, 0.0, 0.0)
+
+
+def _block_work(batch: Measurements, n: int, gradients: float, inverse: float) -> Work:
+    """What blocks, sparse rows and flips take."""
+    outputs, columns = batch.hessian.size()[0], batch.shape[1]
+    rank = block_rank(outputs, columns)
+    sizes = batch.delta.abs()
+    entries = float((sizes >= SIGNIFICANT * sizes.max(1, keepdim=True).values).sum()) / len(batch)
+    subspace = outputs * min(n, block_samples(rank)) * columns * rank * 7.0
+    copies = 0.0 if batch.inputs.dtype == torch.float16 else 2.0 * n * columns
+    flips = max(FLIPS * n * min(5.0, max(1.0, n / batch.parameters)), LEAST_MOVES)
+    return Work(
+        bytes=gradients + copies + 4 * n * entries * (rank + 4) + 4.0 * outputs * columns * rank,
+        curvature=subspace + n * entries * columns * rank,
+        search=1.5 * flips * entries * (columns + rank),
+        certificate=INVERSES * inverse,
+    )
+
+
+def _products_per_second() -> float:
+    """Multiply-adds of a matrix product in float32 in a second, on this machine now."""
+    square = torch.ones(512, 512)
+    square @ square
+    started = time.perf_counter()
+    for _ in range(4):
+        square @ square
+    return 4 * 512.0**3 / (time.perf_counter() - started)
