@@ -8,18 +8,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from prunesampler.base.checks import checked_labels, checked_seed, dataset_size, warn
 from prunesampler.base.processes import Group, LocalGroup, current_group, together
-from prunesampler.base.progress import advance, progress_bar
 from prunesampler.influence.automatic import AutoCurvature
 from prunesampler.influence.curvature import Curvature
 from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.scores import Scores, read_layer, read_measurements
-from prunesampler.influence.weights import SPREAD, kept_weights
+from prunesampler.influence.weights import SPREAD
 from prunesampler.measure.batches import content
 from prunesampler.measure.gradients import GradientSource
 from prunesampler.measure.heads import Losses
@@ -31,7 +29,7 @@ from prunesampler.measure.reading import Reading
 from prunesampler.report.text import tell
 from prunesampler.sampling.loaders import check_batches
 from prunesampler.select.arguments import check_objects
-from prunesampler.select.choosing import choose_together
+from prunesampler.select.choosing import choose_together, frontier_together, weigh_together
 from prunesampler.select.estimate import Estimate, check_room, estimate
 from prunesampler.select.frontier import Frontier
 from prunesampler.select.objectives import KeepHead, Objective
@@ -199,16 +197,7 @@ class InfluencePruner:
         group = self._meeting("frontier")
         group.check_equal("the fractions", repr(list(fractions)).encode())
         scores = self.measure(model)
-
-        def solve() -> list[bytes]:
-            if scores is None:
-                return [b""] * len(fractions)
-            with progress_bar("solving", 1, self.progress) as bar:
-                found = self._selector.frontier(scores, fractions, advance(bar))
-            return [selection.to_bytes() for selection in found]
-
-        data = [group.broadcast_bytes(part) for part in together(group, solve)]
-        return Frontier(tuple(Selection.from_bytes(part) for part in data))
+        return frontier_together(scores, self._selector, fractions, self.progress)
 
     def redraw(self, scores: Scores | None, ages: Tensor, *, certify: bool = False) -> Selection:
         """Select again from the same scores; call it on all processes.
@@ -239,21 +228,8 @@ class InfluencePruner:
         Raises:
             ValueError: If the selection is of another dataset, or ``spread`` is not positive.
         """
-        group = current_group()
-        group.meet("weights")
-
-        def weigh() -> bytes | None:
-            if scores is None:
-                return None
-            if selection.num_samples != len(scores.influence):
-                raise ValueError(
-                    f"the selection is of {selection.num_samples} samples, the scores are of "
-                    f"{len(scores.influence)}; weigh with the scores that it was chosen from"
-                )
-            return kept_weights(scores.influence, selection.kept, spread).numpy().tobytes()
-
-        data = group.broadcast_bytes(together(group, weigh))
-        return torch.frombuffer(bytearray(data), dtype=torch.float32)
+        current_group().meet("weights")
+        return weigh_together(scores, selection, spread)
 
     def measure(self, model: nn.Module) -> Scores | None:
         """Measure all samples; call it on all processes. It raises the errors of `select`.

@@ -93,8 +93,12 @@ class ClassBlocks:
 
     def apply_inverse(self, matrix: Tensor) -> Tensor:
         """The inverse blocks applied to matrices of shape (..., K, D), float64."""
+        return self._inverse_power(matrix, 1)
+
+    def _inverse_power(self, matrix: Tensor, power: int) -> Tensor:
+        """``basis^T M^-power basis`` with the blocks M, applied to matrices of shape (..., K, D)."""
         at = self.hessian.expand(matrix).float()
-        base, excess = self._weights(self.damping)
+        base, excess = self._weights(self.damping, power)
         along = torch.einsum("...cd,cdr->...cr", at, self.vectors) * excess
         found = at * base[:, None] - torch.einsum("...cr,cdr->...cd", along, self.vectors)
         return self.hessian.reduce(found)
@@ -151,9 +155,7 @@ class ClassBlocks:
         norms = torch.cat([part.float().square().sum(1) for part in parts])
         own = values.square() * (base[outputs] * norms[samples] - along)
         total = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, samples, own.double())
-        centre = mean
-        for _ in range(power):
-            centre = self.apply_inverse(centre)
+        centre = self._inverse_power(mean, power)
         return (total - 2 * rows.inner(centre) + (mean * centre).sum()).clamp(min=0)
 
 

@@ -62,7 +62,8 @@ class Influence:
     """Influence of n samples, held as gradients and a factorised curvature, never written out.
 
     Args:
-        gradients: Per-sample gradients, n rank-one matrices of shape (K, D).
+        gradients: Per-sample gradients, n rank-one matrices of shape (K, D), or of layers with many
+            outputs what stands for them, `prunesampler.influence.top.TopRows`.
         mean: Subtracted from every gradient, shape (K, D), float64.
         factorised: The factorised curvature.
         whitened: The whitened gradients, of any shape; solvers search among these.

@@ -67,6 +67,15 @@ class RankOne:
             total += chunk.left.double().T @ chunk.right.double()
         return total
 
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """Sum of the matrices times their weights, shape (n,); shape (K, D), float64."""
+        total = torch.zeros(self.shape, dtype=torch.float64, device=self.left.device)
+        for start in range(0, len(self), CHUNK):
+            left = self.left[start : start + CHUNK].double()
+            right = self.right[start : start + CHUNK].double()
+            total += (left * weights[start : start + CHUNK, None]).T @ right
+        return total
+
     def norms(self) -> Tensor:
         """Frobenius norm of every matrix, shape (n,): the product of the factors' norms."""
         return torch.cat(

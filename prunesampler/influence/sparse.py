@@ -25,7 +25,7 @@ SIGNIFICANT = 0.02
 PART = 16384
 """Samples handled at a time."""
 LARGEST_HALF = 2.0**14
-"""Inputs are scaled to at most this: half precision ends at 65,504."""
+"""Inputs are scaled so that the largest is about this: half precision ends at 65,504."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ def halves(inputs: Tensor) -> tuple[NDArray[np.uint16], float]:
         return shared, 1.0
     starts = range(0, len(inputs), PART)
     largest = max((float(inputs[k : k + PART].abs().max()) for k in starts), default=0.0)
-    scale = 2.0 ** max(0, math.ceil(math.log2(largest / LARGEST_HALF))) if largest else 1.0
+    scale = 2.0 ** math.ceil(math.log2(largest / LARGEST_HALF)) if largest else 1.0
     bits = np.zeros(tuple(inputs.shape), dtype=np.uint16)
     for start in starts:
         part = (inputs[start : start + PART] / scale).half().cpu().numpy()

@@ -126,6 +126,13 @@ class TopRows:
         """Number of samples n."""
         return len(self.delta)
 
+    def __getitem__(self, index: Tensor) -> TopRows:
+        top = self.hessian
+        chosen = TopHessian(
+            top.outputs[index], top.probabilities[index], top.mass[index], top.width
+        )  # fmt: skip
+        return TopRows(self.delta[index], self.inputs[index], chosen)
+
     @property
     def right(self) -> Tensor:
         """Inputs of the layer, by the name that `prunesampler.influence.rows.RankOne` has for them."""
@@ -156,12 +163,16 @@ class TopRows:
 
     def sum(self, indices: Tensor | None = None) -> Tensor:
         """Sum of the chosen matrices (all by default), shape (K, D), float64."""
-        weights = np.ones(len(self), dtype=np.float32)
+        weights = torch.ones(len(self))
         if indices is not None:
-            weights[:] = 0.0
-            weights[indices.numpy()] = 1.0
+            weights.zero_()[indices] = 1.0
+        return self.weighted_sum(weights)
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """Sum of the matrices times their weights, shape (n,); shape (K, D), float64."""
         width = (self.hessian.width, self.inputs.shape[1])
-        arrays = (self.hessian.outputs.numpy(), self.delta.numpy(), _bits(self.inputs), weights)
+        given = weights.float().numpy()
+        arrays = (self.hessian.outputs.numpy(), self.delta.numpy(), _bits(self.inputs), given)
 
         def part(low: int, high: int) -> NDArray[np.float64]:
             total = np.zeros(width)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from prunesampler.influence.conjugate import conjugate_gradients
 from prunesampler.influence.influence import Influence
-from prunesampler.influence.rows import RankOne
 
 SPREAD = 0.5
 """Default of ``spread``. Of k samples with weights of spread s, the effective number is k / (1 + s^2).
@@ -134,8 +133,7 @@ def pull_of(influence: Influence, kept: Tensor) -> Pull:
     inverse = getattr(influence.factorised, "near", influence.factorised).apply_inverse
 
     def pull(weights: Tensor) -> Tensor:
-        total = RankOne(rows.left.double() * weights[:, None], rows.right).sum()
-        shift = inverse(total - weights.sum() * mean)
+        shift = inverse(rows.weighted_sum(weights) - weights.sum() * mean)
         return (rows.inner(shift) - (mean * shift).sum()) / len(rows)
 
     return pull

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,6 @@ class Frontier:
         for fraction, shift, newton, random, share in self.array:
             lines.append(
                 f"| {fraction:.1%} | {shift:.3g} | {newton:.3g} | {random:.3g} "
-                f"| {shift / random:.2%} | {share:.0%} |"
+                f"| {shift / random:.2%} | {'-' if math.isnan(share) else f'{share:.0%}'} |"
             )
         return "\n".join(lines)

@@ -169,6 +169,7 @@ class Selector:
     def _solved(self, scores: Scores, progress: Progress | None) -> tuple[Solution, float]:
         """The solution, and the number of seconds that solving took."""
         started, influence = time.perf_counter(), scores.influence
+        getattr(influence.factorised, "residuals", []).clear()  # those of this selection follow
         cost = self.objective.cost(scores)
         if self.objective.shift:
             solution = self.solver(
@@ -185,6 +186,7 @@ class Selector:
         started, influence, pruned = time.perf_counter(), scores.influence, solution.pruned
         kept, share = kept_curvature(self.curvature, scores.measurements, influence, pruned)
         newton = influence.norm(newton_shift(kept, influence, pruned))
+        getattr(influence.factorised, "residuals", []).extend(getattr(kept, "residuals", []))
         del kept  # its matrices are large, and the next call makes more
         random = random_newton_shift(
             self.curvature, scores.measurements, influence, len(pruned), self.seed

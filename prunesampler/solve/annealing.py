@@ -27,7 +27,7 @@ from prunesampler.solve.problem import Bools, Ints, Problem, Solution
 from prunesampler.solve.scaled import SMALL, Scaled
 
 MOVES_PER_SAMPLE, MIN_MOVES = 50, 1_000_000
-FLIPS_PER_SAMPLE, MOST_ROOM = 20, 5.0
+FLIPS_PER_SAMPLE, MOST_ROOM, MOST_SWEEPS = 20, 5.0, 2000
 """Flips, times the samples per parameter where they are between one and ``MOST_ROOM``: the more
 there is to choose from, the longer the search goes on finding better sets."""
 BLOCKS, REFRESH = 100, 25
@@ -79,7 +79,8 @@ def _cooled(
         room = len(influence) / math.prod(influence.gradients.shape)
         each = FLIPS_PER_SAMPLE * min(MOST_ROOM, max(1.0, room))
         flips = max(each * len(problem), MIN_MOVES) if moves is None else moves
-        return flip(problem, count, seed, max(1, round(flips / len(problem))), progress)
+        sweeps = min(MOST_SWEEPS, max(1, round(flips / len(problem))))
+        return flip(problem, count, seed, sweeps, progress)
     moves = max(MOVES_PER_SAMPLE * len(problem), MIN_MOVES) if moves is None else moves
     cool = _anneal_small if len(problem) <= SMALL else _anneal_large
     return cool(Scaled.of(problem, count), seed, moves, progress)

@@ -21,7 +21,7 @@ class Trials:
     A solver iterates over them and notes a set of low energy for each; then ``solution`` is set.
     For a fraction or a count there is one trial. With epsilon the count is bisected, then single
     samples are added as long as one fits: the set is feasible in float64, and no further sample
-    can be added to it. The smallest shift usually grows with the count, but not always, so a
+    can be added to it (where inverses are iterative, none is tried). The smallest shift usually grows with the count, but not always, so a
     larger set may be missed; if bisection finds nothing, counts are tried from the largest down.
     A cost is ignored where it leads to sets beyond epsilon.
 
@@ -113,7 +113,7 @@ class Trials:
 
 def _grow(problem: Problem, found: Solution, most: int, epsilon: float) -> Solution:
     """Add single samples, the one with the smallest shift first, while one stays within epsilon."""
-    if len(found.pruned) >= most:  # nothing fits, so the shifts of single samples are not needed
+    if len(found.pruned) >= most or problem.influence.iterative:
         return found
     n, influence, free = len(problem.influence), problem.influence, problem.free
     squares = influence.sample_squares()[free]

@@ -93,9 +93,12 @@ class _Flips:
         return int(self.pruned.sum()) - self.count
 
     def refresh(self) -> None:
-        """Form the sum of the pruned rows, less as many means, and its square."""
+        """Form the sum of the pruned rows, less ``count`` means, and its square.
+
+        A flip adds a row without its mean, so the sum is right once ``count`` samples are pruned.
+        """
         chosen = torch.from_numpy(np.flatnonzero(self.pruned))
-        total = self.rows.sum(chosen).numpy() - len(chosen) * self.mean
+        total = self.rows.sum(chosen).numpy() - self.count * self.mean
         self.square, self.total = self.rows.square(total), total.astype(np.float32)
 
     def start(self) -> None:
@@ -105,6 +108,7 @@ class _Flips:
             return
         share = (self.count - len(self.problem.forced)) / len(free)
         self.refresh()
+        self.total += (share * self.rows.sum(self.problem.free)).numpy().astype(np.float32)
         order = free[np.argsort(-self.squares[free], kind="stable")]
         _decide(
             *self._arrays, self.squares, self.classes, self.spare, self.pruned, order, self.total,
@@ -121,9 +125,10 @@ class _Flips:
         )  # fmt: skip
 
     def repair(self) -> None:
-        """Flip what costs least until as many are pruned as were asked for."""
-        free = self.problem.free.numpy()
-        while self.over:
+        """Flip what costs least until as many are pruned as were asked for, or as the floors let go."""
+        free, before = self.problem.free.numpy(), 0
+        while self.over and self.over != before:
+            before = self.over
             self.refresh()
             surplus = self.over > 0
             able = free[self.pruned[free] == surplus]
@@ -131,9 +136,9 @@ class _Flips:
             norm = math.sqrt(max(self.square, 1e-12 * self.unit))
             sign = -1.0 if surplus else 1.0
             order = able[np.argsort(change / (2 * norm) + sign * self.costs[able], kind="stable")]
-            most = abs(self.over) // 4 + 8
+            most = min(abs(before), abs(before) // 4 + 8)
             for i in order:
-                if not most or not self.over:
+                if not most:
                     break
                 if len(self.spare):
                     if not surplus and self.spare[self.classes[i]] <= 0:

@@ -5,8 +5,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from samples import cross_entropy_samples
 from sklearn.linear_model import LogisticRegression
-from test_influence import cross_entropy_samples
 from torch import nn
 from torch.utils.data import TensorDataset
 

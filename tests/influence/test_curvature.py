@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from test_influence import cross_entropy_samples
+from samples import cross_entropy_samples
 from torch import Tensor, nn
 
 from prunesampler import (

@@ -2,9 +2,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import cross_entropy_samples
 
 from prunesampler import (
-    CrossEntropy,
     ExactCurvature,
     IdentityCurvature,
     KroneckerCurvature,
@@ -12,7 +12,6 @@ from prunesampler import (
     parameter_distance,
 )
 from prunesampler.influence.influence import IdentityFactorised, Influence
-from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.rows import CHUNK, DENSE_BYTES, RankOne, matrices_at_a_time
 
 
@@ -35,14 +34,6 @@ def test_sums_over_several_chunks():
     rows = random_rows(2 * CHUNK + 5, 3, 2)
     dense = rows.left.double().T @ rows.right.double()
     torch.testing.assert_close(rows.sum(), dense)
-
-
-def cross_entropy_samples(n: int, classes: int, features: int) -> Measurements:
-    torch.manual_seed(1)
-    inputs = torch.cat([torch.randn(n, features), torch.ones(n, 1)], dim=1)
-    outputs, labels = torch.randn(n, classes), torch.randint(0, classes, (n,))
-    values, delta, hessian = CrossEntropy().derivatives(outputs, labels)
-    return Measurements(delta, inputs, hessian, values, labels)
 
 
 def test_influence_equals_dense_float64_algebra():

@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import cross_entropy_samples
 from scipy.optimize import nnls
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from test_influence import cross_entropy_samples
 from torch import nn
 from torch.utils.data import TensorDataset
 

@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 from exhaustive import exhaustive
-from test_influence import cross_entropy_samples
+from samples import cross_entropy_samples
 
 from prunesampler import (
     Budget,
