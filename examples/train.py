@@ -31,8 +31,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from prunesampler import (
+    AutoCurvature,
     Budget,
-    ExactCurvature,
     InfluencePrunedSampler,
     InfluencePruner,
     PruningCallback,
@@ -109,7 +109,7 @@ class Run:
         pruner = InfluencePruner(
             self.images.train,  # augmentation happens in the loop, so these are clean
             budget=Budget(fraction=options.fraction),
-            curvature=ExactCurvature(damping=options.weight_decay or None),
+            curvature=AutoCurvature(damping=options.weight_decay or None),
             seed=options.seed,
         )
         return PruningCallback(

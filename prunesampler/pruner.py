@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from prunesampler.base.checks import checked_labels, checked_seed, dataset_size, warn
+from prunesampler.base.memory import Room
 from prunesampler.base.processes import Group, LocalGroup, current_group, together
 from prunesampler.influence.automatic import AutoCurvature
 from prunesampler.influence.curvature import Curvature
@@ -74,6 +77,9 @@ class InfluencePruner:
         objective: Definition of a good set: `KeepHead`, the default, for the smallest shift of the
             layer, `Target` for the lowest loss on wanted samples, `Price` for a price per sample.
 
+        storage: Folder for the measurements that are large, where memory is short. The files have no
+            names, and nothing is left of them when the process ends.
+
     Raises:
         TypeError: For anything but a map-style dataset.
         ValueError: For an empty dataset, a budget that does not fit it, or contradicting arguments.
@@ -99,6 +105,7 @@ class InfluencePruner:
         constraints: Constraints | None = None,
         objective: Objective | None = None,
         like: DataLoader[Any] | None = None,
+        storage: str | os.PathLike[str] | None = None,
     ) -> None:
         self.num_samples = dataset_size(score_dataset)
         if gradients is not None and (head is not None or losses is not None):
@@ -137,7 +144,9 @@ class InfluencePruner:
             reading=reading,
             progress=progress,
             keep=self._kept,
+            room=Room(None if storage is None else Path(storage)),
         )
+        self._on_disk = storage is not None
         self.dataset, self.progress = score_dataset, progress
         self._own_collate = collate_fn is not None or like is not None
         self._own_losses = gradients is None and not isinstance(losses, ClosedFormLoss)
@@ -321,7 +330,7 @@ class InfluencePruner:
         curvature = self._selector.curvature
         kept = curvature.keep(measured)
         if not self._told and current_group().rank == 0:
-            check_room(kept, self.num_samples, curvature)
+            check_room(kept, self.num_samples, curvature, on_disk=self._on_disk)
             expected = estimate(kept, self.num_samples, curvature, 0.0, current_group().world)
             if expected.notable:
                 tell(f"prunesampler: beside the pass, {expected}", self.progress)

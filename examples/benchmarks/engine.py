@@ -198,7 +198,9 @@ def main() -> None:
     warm_up()
     rows: list[Row] = []
     for name, make in makers:
+        started = time.perf_counter()
         measured = make()
+        print(f"{name}: measurements made in {time.perf_counter() - started:.0f} s", flush=True)
         held = psutil.Process().memory_info().rss / 2**30
         with PeakMemory() as memory:
             found = compare(

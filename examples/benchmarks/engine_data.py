@@ -85,8 +85,8 @@ def measured(features: Tensor, labels: Tensor, weights: Tensor) -> Measurements:
         kept = kept_outputs(Measurements(delta, inputs[:, -1:], hessian, losses, labels[part]))
         parts.append(kept)
     whole = Measurements.cat(parts)
-    held = whole._tensors() | {"inputs": features}
-    return whole._with(held)
+    held = whole.tensors() | {"inputs": features}
+    return whole.with_tensors(held)
 
 
 def given(path: Path, penalty: float) -> Measurements:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from prunesampler.base.meeting import gloo_group, wait_for_all
+from prunesampler.base.memory import Room
 
 T = TypeVar("T")
 
@@ -49,12 +50,13 @@ class Group(Protocol):
             RuntimeError: If some ranks do not call in time, or begin another call.
         """
 
-    def gather(self, rows: Tensor, places: list[Tensor]) -> Tensor | None:
+    def gather(self, rows: Tensor, places: list[Tensor], room: Room | None = None) -> Tensor | None:
         """Collect every rank's rows on rank 0, in their places.
 
         Args:
             rows: This rank's rows, shape (k, ...), with the same dtype and row shape on all ranks.
             places: For every rank, where its rows belong, int64, shape (k,); together 0, ..., n - 1.
+            room: Where all rows are put on rank 0; by default in memory.
 
         Returns:
             All rows on rank 0, shape (n, ...), on the CPU; None elsewhere.
@@ -100,9 +102,9 @@ class LocalGroup:
     def meet(self, call: str) -> None:
         """Return at once."""
 
-    def gather(self, rows: Tensor, places: list[Tensor]) -> Tensor | None:
+    def gather(self, rows: Tensor, places: list[Tensor], room: Room | None = None) -> Tensor | None:
         """The rows themselves."""
-        del places
+        del places, room
         return rows
 
     def broadcast(self, tensor: Tensor) -> None:
@@ -145,13 +147,13 @@ class ProcessGroup:
         wait_for_all(self.rank, self.world, call)
         self.check_equal("the calls", call.encode())
 
-    def gather(self, rows: Tensor, places: list[Tensor]) -> Tensor | None:
+    def gather(self, rows: Tensor, places: list[Tensor], room: Room | None = None) -> Tensor | None:
         """Send the rows to rank 0, which needs memory for all of them, and for one piece."""
         shape, group = rows.shape[1:], gloo_group(self.rank, self.world)
 
         def make_room() -> Tensor | None:
             total = sum(map(len, places))
-            return None if self.rank else rows.new_empty((total, *shape), device="cpu")
+            return None if self.rank else (room or Room()).empty((total, *shape), rows.dtype)
 
         everyone = together(self, make_room)
         step = max(1, PIECE // max(1, math.prod(shape) * rows.element_size()))

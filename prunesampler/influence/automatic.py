@@ -33,8 +33,8 @@ class BlockCurvature(DampedCurvature):
     of all samples for each reported shift. Memory: ``4 C D r`` bytes for blocks of rank r = 64.
 
     Args:
-        damping: Added to the diagonal; give the weight decay in use. By default 1e-3 of the mean
-            eigenvalue.
+        damping: Added to the diagonal; give the weight decay in use. By default see
+            :func:`default_damping`.
 
     Example:
         >>> import torch
@@ -55,7 +55,7 @@ class BlockCurvature(DampedCurvature):
         """
         given = self.damping if damping is None else damping
         check_curved(measurements, given)
-        chosen = DEFAULT_DAMPING * measurements.mean_eigenvalue() if given is None else given
+        chosen = default_damping(measurements) if given is None else given
         if chosen <= 0:
             raise ValueError(
                 f"the block curvature needs a positive damping, got {chosen:.3g}; give damping= the "
@@ -75,6 +75,25 @@ class BlockCurvature(DampedCurvature):
         """The products of these samples, guided by the blocks of ``near``."""
         guide = near.near if isinstance(near, MatrixFree) else near
         return MatrixFree(measurements, guide, near.damping)
+
+
+def default_damping(measurements: Measurements) -> float:
+    """A thousandth of the mean eigenvalue, over as many eigenvalues as there are samples at most.
+
+    With fewer samples than parameters most eigenvalues are zero. A damping beside their mean would be
+    so small that steps towards an inverse run out.
+
+    Example:
+        >>> import torch
+        >>> from prunesampler import SquaredError
+        >>> inputs, targets = torch.tensor([[1.0, 2.0]]), torch.tensor([0.0])
+        >>> losses, delta, hessian = SquaredError().derivatives(torch.ones(1, 1), targets)
+        >>> default_damping(Measurements(delta, inputs, hessian, losses))  # eigenvalues 10 and 0
+        0.01
+    """
+    fewer = min(len(measurements), measurements.parameters)
+    trace = measurements.mean_eigenvalue() * measurements.parameters
+    return DEFAULT_DAMPING * trace / fewer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-TOLERANCE, MOST_STEPS = 1e-3, 100
+TOLERANCE, MOST_STEPS = 1e-3, 300
 """The iteration ends at this share of the first residual, or after this number of steps."""
 
 

@@ -145,11 +145,11 @@ class Measurements:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Measurements:
         """The same measurements with a function applied to every tensor."""
-        return self._with({name: change(tensor) for name, tensor in self._tensors().items()})
+        return self.with_tensors({name: change(tensor) for name, tensor in self.tensors().items()})
 
     def signature(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
         """Name, shape per sample and dtype of every tensor, to compare between ranks."""
-        return [(name, tuple(t.shape[1:]), t.dtype) for name, t in self._tensors().items()]
+        return [(name, tuple(t.shape[1:]), t.dtype) for name, t in self.tensors().items()]
 
     @staticmethod
     def cat(parts: Sequence[Measurements]) -> Measurements:
@@ -157,18 +157,20 @@ class Measurements:
 
         Labels are known only where every part has them.
         """
-        held = [part._tensors() for part in parts]
+        held = [part.tensors() for part in parts]
         common = [name for name in held[0] if all(name in tensors for tensors in held)]
-        return parts[0]._with({n: torch.cat([tensors[n] for tensors in held]) for n in common})
+        return parts[0].with_tensors(
+            {n: torch.cat([tensors[n] for tensors in held]) for n in common}
+        )
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """All tensors held, by name, including those of the Hessian."""
         held = {"delta": self.delta, "inputs": self.inputs, "losses": self.losses}
         held |= {f"hessian.{name}": tensor for name, tensor in self.hessian.tensors.items()}
         return held if self.labels is None else {**held, "labels": self.labels}
 
-    def _with(self, tensors: Mapping[str, Tensor]) -> Measurements:
-        """Measurements of the same kind that hold these tensors, named as by ``_tensors``."""
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Measurements:
+        """Measurements of the same kind that hold these tensors, named as by :meth:`tensors`."""
         hessian = {name: tensors[f"hessian.{name}"] for name in self.hessian.tensors}
         return replace(
             self,

@@ -25,8 +25,10 @@ from prunesampler.influence.measurements import Measurements
 
 MANY, KEPT = 256, 64
 """Layers of more outputs than ``MANY`` keep ``KEPT`` of each sample."""
+TAIL = 2e-4
+"""The least probable of the kept outputs that together hold no more than this share are set to zero."""
 NOTHING = 1e-6
-"""Probabilities below this are left out of products."""
+"""Probabilities and gradients below this are left out of products."""
 LARGEST_INPUT = 65504.0
 """The largest number in half precision."""
 FLUSH = 2048
@@ -43,10 +45,11 @@ class TopHessian:
         outputs: The kept outputs, the most probable first, int32, shape (n, k).
         probabilities: Their probabilities, which sum to one, shape (n, k).
         mass: Total target weight of each sample, shape (n,); 1 without class weights.
+        held: Share of the probability that the kept outputs had, shape (n,).
         width: Number C of outputs of the layer.
 
     Example:
-        >>> top = TopHessian(torch.tensor([[3, 0]]).int(), torch.tensor([[0.5, 0.5]]), torch.ones(1), 4)
+        >>> top = TopHessian(torch.tensor([[3, 0]]).int(), torch.tensor([[0.5, 0.5]]), torch.ones(1), torch.ones(1), 4)
         >>> top.diagonal()
         tensor([[0.2500, 0.0000, 0.0000, 0.2500]])
     """
@@ -54,6 +57,7 @@ class TopHessian:
     outputs: Tensor
     probabilities: Tensor
     mass: Tensor
+    held: Tensor
     width: int
 
     @property
@@ -61,6 +65,7 @@ class TopHessian:
         """The tensors among the arguments, by name."""
         return {
             "outputs": self.outputs, "probabilities": self.probabilities, "mass": self.mass,
+            "held": self.held,
         }  # fmt: skip
 
     def spread(self) -> SoftmaxHessian:
@@ -112,7 +117,7 @@ class TopRows:
         hessian: Knows which outputs were kept.
 
     Example:
-        >>> top = TopHessian(torch.tensor([[3, 0]]).int(), torch.tensor([[0.5, 0.5]]), torch.ones(1), 4)
+        >>> top = TopHessian(torch.tensor([[3, 0]]).int(), torch.tensor([[0.5, 0.5]]), torch.ones(1), torch.ones(1), 4)
         >>> rows = TopRows(torch.tensor([[-0.5, 0.5]]), torch.tensor([[2.0]]).half(), top)
         >>> top.expand(rows.sum()).flatten().round().tolist()
         [1.0, 0.0, -0.0, -1.0]
@@ -129,7 +134,7 @@ class TopRows:
     def __getitem__(self, index: Tensor) -> TopRows:
         top = self.hessian
         chosen = TopHessian(
-            top.outputs[index], top.probabilities[index], top.mass[index], top.width
+            top.outputs[index], top.probabilities[index], top.mass[index], top.held[index], top.width
         )  # fmt: skip
         return TopRows(self.delta[index], self.inputs[index], chosen)
 
@@ -223,9 +228,12 @@ class TopMeasurements(Measurements):
         rank = torch.where(targets > 1e-3 * mass, targets + 2.0, p)
         outputs = rank.topk(KEPT, 1).indices
         outputs = outputs.gather(1, p.gather(1, outputs).argsort(1, descending=True))
-        kept = p.gather(1, outputs)
+        kept, pulls = p.gather(1, outputs), targets.gather(1, outputs)
+        held = kept.sum(1)
+        before = kept.cumsum(1) - kept
+        kept = kept * ((before < (1 - TAIL) * held[:, None]) | (pulls > 1e-3 * mass))
         kept = kept / kept.sum(1, keepdim=True)
-        delta = mass * kept - targets.gather(1, outputs)
+        delta = mass * kept - pulls
         # As in the closed form: the pulled output's own difference would cancel in float32.
         pulled = delta.abs().argmax(1, keepdim=True)
         others = delta.sum(1, keepdim=True) - delta.gather(1, pulled)
@@ -233,7 +241,7 @@ class TopMeasurements(Measurements):
         return cls(
             delta,
             measured.inputs.half(),
-            TopHessian(outputs.int(), kept, whole.mass.float(), p.shape[1]),
+            TopHessian(outputs.int(), kept, whole.mass.float(), held, p.shape[1]),
             measured.losses,
             measured.labels,
         )

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from prunesampler.base.checks import dataset_size, warn
+from prunesampler.base.memory import Room
 from prunesampler.base.processes import Group, together
 from prunesampler.base.progress import progress_bar
 from prunesampler.influence.measurements import Measurements
 from prunesampler.measure.batches import to_device
+from prunesampler.measure.filling import Filling
 from prunesampler.measure.gradients import GradientSource, HeadGradients, check_gradient
 from prunesampler.measure.heads import Losses, find_head
 from prunesampler.measure.isolation import fingerprint, model_device, untouched
@@ -34,6 +36,7 @@ class Measurer:
         reading: How samples are read.
         progress: Whether to show a progress bar.
         keep: What is kept of a batch's measurements; by default everything.
+        room: Where the measurements are put; by default in memory.
 
     Attributes:
         layer: Name of the layer that was measured last, or None if unknown.
@@ -60,8 +63,9 @@ class Measurer:
         reading: Reading,
         progress: bool,
         keep: Callable[[Measurements], Measurements] = lambda measured: measured,
+        room: Room | None = None,
     ) -> None:
-        self._keep = keep
+        self._keep, self._room = keep, room or Room()
         self._head, self._losses, self._gradients = head, losses, gradients
         self.reading, self.progress = reading, progress
         self.layer: str | None = None
@@ -124,8 +128,8 @@ class Measurer:
         with explained():
             source = self._source(model, device, dataset)
             grid = Grid(samples, self.reading.batch_size, group.rank, group.world)
-            done: list[Measurements] = []
             total, shown = len(grid.places()), self.progress and group.rank == 0
+            filling = Filling(total, self._room)
             with (
                 self.reading.batches(dataset, grid) as batches,
                 progress_bar("measuring", total, shown) as bar,
@@ -133,12 +137,12 @@ class Measurer:
                 for indices, batch in zip(grid, batches, strict=True):
                     measured = self._kept(source(model, to_device(batch, device)))
                     _check_measured(measured, indices, finite=not trial)
-                    done.append(measured)
+                    filling.add(measured)
                     bar.update(len(indices))
-            if not done:  # more ranks than batches: the shapes are still needed
+            if not total:  # more ranks than batches: the shapes are still needed
                 items = self.reading.items(dataset, samples[: self.reading.batch_size])
                 return self._kept(source(model, self._batch(items, device)))[:0]
-        return Measurements.cat(done)
+        return filling.measurements()
 
     def _kept(self, measured: Measurements) -> Measurements:
         """What is kept of a batch's measurements, on the CPU."""
@@ -161,7 +165,7 @@ class Measurer:
 
         def gather(tensor: Tensor) -> Tensor:
             """The tensor of all ranks on rank 0, an empty one elsewhere."""
-            everyone = group.gather(tensor, places)
+            everyone = group.gather(tensor, places, self._room)
             return tensor[:0] if everyone is None else everyone
 
         everyone = mine.map(gather)

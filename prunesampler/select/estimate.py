@@ -122,27 +122,30 @@ def estimate(
     )
 
 
-def check_room(batch: Measurements, num_samples: int, curvature: Curvature) -> None:
+def check_room(
+    batch: Measurements, num_samples: int, curvature: Curvature, *, on_disk: bool
+) -> None:
     """Find out from one batch whether memory would run out on rank 0.
 
     Args:
         batch: Measurements of one batch, as the curvature keeps them.
         num_samples: Number of samples n in all.
         curvature: The curvature in use.
+        on_disk: Whether the measurements go to a disk.
 
     Raises:
         ValueError: If more is needed than is free, with the numbers and ways out.
     """
     if isinstance(curvature, AutoCurvature):
         curvature = curvature.of(num_samples, batch.parameters)
-    free, held = available_bytes(), bytes_per_sample(batch) * num_samples
+    free, held = available_bytes(), 0 if on_disk else bytes_per_sample(batch) * num_samples
     work = _work(batch, num_samples, curvature).bytes
     if free is not None and held + work > free:
         raise ValueError(
             f"{num_samples} samples with {batch.shape[1]} inputs of the layer need "
             f"{gibibytes(held)} for their measurements and {gibibytes(work)} for "
-            f"{type(curvature).__name__}, but {gibibytes(free)} are free: measure a layer of fewer "
-            "inputs (project the features first), select within parts of the dataset, or take "
+            f"{type(curvature).__name__}, but {gibibytes(free)} are free: put the measurements on a disk "
+            "with storage=, measure a layer of fewer inputs (project the features first), or take "
             "curvature=KroneckerCurvature(), which needs less and is approximate"
         )
 

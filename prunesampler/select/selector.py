@@ -24,6 +24,7 @@ from prunesampler.influence.curvature import Curvature
 from prunesampler.influence.influence import Influence
 from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.scores import Scores, class_labels
+from prunesampler.influence.top import KEPT, TopHessian
 from prunesampler.select.objectives import Objective
 from prunesampler.select.rotation import rotated
 from prunesampler.select.selection import Selection
@@ -31,6 +32,8 @@ from prunesampler.solve.budget import Budget, Constraints
 from prunesampler.solve.problem import Problem, Solution
 from prunesampler.solve.solvers import Solver, cheapest
 
+LOST = 0.02
+"""Share of the probability outside the kept outputs above which a user hears of it."""
 INEXACT = 1e-2
 """Residual above which a shift is no longer what it seems."""
 
@@ -92,6 +95,7 @@ class Selector:
                 cannot be factorised.
         """
         started = time.perf_counter()
+        _warn_of_lost_outputs(measurements)
         labels = class_labels(
             measurements.labels if self.labels is None else self.labels, self.num_samples
         )
@@ -248,6 +252,18 @@ class Selector:
                 "cost": type(self.objective).cost is not Objective.cost,
             },
         )
+
+
+def _warn_of_lost_outputs(measurements: Measurements) -> None:
+    """Warn if the outputs that are kept of each sample leave out much of the probability."""
+    if isinstance(measurements.hessian, TopHessian):
+        lost = 1 - float(measurements.hessian.held.mean())
+        if lost > LOST:
+            warn(
+                f"of the layer's {measurements.hessian.width} outputs the {KEPT} most probable are kept of "
+                f"each sample, and {lost:.1%} of the probability lies elsewhere: influences are off by about as "
+                "much; select later in training, when the model is surer"
+            )
 
 
 def _since(started: float) -> float:

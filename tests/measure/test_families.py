@@ -11,9 +11,7 @@ from prunesampler import (
     Budget,
     CrossEntropy,
     HeadGradients,
-    IdentityCurvature,
     InfluencePruner,
-    KroneckerCurvature,
     anneal,
 )
 
@@ -23,8 +21,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*no better chosen than at random:UserWarning"),
 ]
 SAMPLES, CLASSES, LENGTH = 8, 3, 8
-WIDE = 1000
-"""From this width on the eigenvectors of the curvature would take longer than all else."""
 
 
 def torchvision(name, **options):
@@ -319,12 +315,10 @@ def test_the_classifier_is_measured(layer, data, build, head):
     model, dataset = build(), data()
     classifier = model.get_submodule(layer)
     assert len(classifier.weight) == CLASSES
-    wide = classifier.weight.shape[1] >= WIDE
     pruner = InfluencePruner(
         dataset,
         budget=Budget(count=2, min_per_class=0),
         head=head,
-        curvature=IdentityCurvature() if wide else KroneckerCurvature(),
         solver=partial(anneal, moves=1000),
         progress=False,
     )
