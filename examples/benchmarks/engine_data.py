@@ -12,8 +12,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
 from prunesampler import CrossEntropy
+from prunesampler.base.memory import Room
 from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.top import MANY, kept_outputs
+from prunesampler.measure.filling import Filling
 
 LATENT, POWER, FAMILY = 256, 0.6, 20
 """Dimensions behind the synthetic features, how their scales fall, and classes that are alike."""
@@ -76,17 +78,16 @@ def fitted(features: Tensor, labels: Tensor, outputs: int, seed: int) -> Tensor:
 
 def measured(features: Tensor, labels: Tensor, weights: Tensor) -> Measurements:
     """What a pass over the data would measure of this head."""
-    parts = []
+    filling = Filling(len(labels), Room())
     for part in torch.arange(len(labels)).split(PART):
         inputs = features[part]
         losses, delta, hessian = CrossEntropy().derivatives(
             inputs.float() @ weights.T, labels[part]
         )
-        kept = kept_outputs(Measurements(delta, inputs[:, -1:], hessian, losses, labels[part]))
-        parts.append(kept)
-    whole = Measurements.cat(parts)
-    held = whole.tensors() | {"inputs": features}
-    return whole.with_tensors(held)
+        thin = kept_outputs(Measurements(delta, inputs[:, -1:], hessian, losses, labels[part]))
+        filling.add(thin)
+    whole = filling.measurements()
+    return whole.with_tensors({**whole.tensors(), "inputs": features})
 
 
 def given(path: Path, penalty: float) -> Measurements:

@@ -19,7 +19,14 @@ from torch import Tensor
 from prunesampler.influence.hessians import OutputHessian
 from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.rows import RankOne
-from prunesampler.influence.sparse import PART, SIGNIFICANT, SparseRows, halves, significant
+from prunesampler.influence.sparse import (
+    LOOKED_AT,
+    PART,
+    SparseRows,
+    halves,
+    least_share,
+    significant,
+)
 from prunesampler.influence.top import TopRows
 
 LEAST_RANK, MOST_RANK, RANKS = 64, 256, 4096
@@ -128,11 +135,13 @@ class ClassBlocks:
     def _entries(self, rows: RankOne | TopRows) -> tuple[Tensor, Tensor, Tensor]:
         """Samples, outputs and values of the gradients with respect to outputs that are not small."""
         if isinstance(rows, TopRows):
-            return rows.entries(SIGNIFICANT)
+            return rows.entries()
+        looked_at = rows.left[:: max(1, len(rows) // LOOKED_AT)]
+        least = least_share(self.hessian.expand(looked_at[..., None])[..., 0])
         found = []
         for start in range(0, len(rows), PART):
             delta = self.hessian.expand(rows.left[start : start + PART, :, None])[..., 0].float()
-            samples, outputs = significant(delta)
+            samples, outputs = significant(delta, least)
             found.append((samples + start, outputs, delta[samples, outputs]))
         samples, outputs, values = (torch.cat(part) for part in zip(*found, strict=True))
         return samples, outputs, values

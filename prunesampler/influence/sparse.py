@@ -20,8 +20,11 @@ from torch import Tensor
 
 from prunesampler.base.compiled import compiled, half
 
-SIGNIFICANT = 0.02
-"""An entry is dropped if its ``delta`` is smaller than this share of the sample's largest one."""
+SIGNIFICANT, MOST_ENTRIES = 0.02, 8
+"""An entry is dropped if its ``delta`` is smaller than this share of the sample's largest one, or than a
+larger share with which ``MOST_ENTRIES`` of each sample are left on average."""
+LOOKED_AT = 4096
+"""Samples from which that share is found."""
 PART = 16384
 """Samples handled at a time."""
 LARGEST_HALF = 2.0**14
@@ -111,21 +114,41 @@ def halves(inputs: Tensor) -> tuple[NDArray[np.uint16], float]:
     return bits, scale
 
 
-def significant(delta: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples and outputs of the entries worth keeping, both int64, in the order of the samples.
+def least_share(delta: Tensor) -> float:
+    """Share of its sample's largest ``delta`` that an entry must have to be kept.
 
     Args:
-        delta: Gradients with respect to the layer's outputs, shape (n, C).
+        delta: Gradients with respect to the outputs, shape (n, k); a few samples of them are looked at.
 
     Example:
-        >>> samples, outputs = significant(torch.tensor([[0.9, -0.899, -0.001]]))
-        >>> outputs.tolist()
+        >>> least_share(torch.tensor([[0.9, -0.899, -0.001]]))
+        0.02
+    """
+    looked_at = delta[:: max(1, len(delta) // LOOKED_AT)].abs()
+    largest = looked_at.max(1, keepdim=True).values.clamp(min=1e-30)
+    shares = (looked_at / largest).flatten()
+    most = MOST_ENTRIES * len(looked_at)
+    if len(shares) <= most:
+        return SIGNIFICANT
+    return max(SIGNIFICANT, float(shares.kthvalue(len(shares) - most).values))
+
+
+def significant(delta: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """Samples and places of the entries worth keeping, both int64, in the order of the samples.
+
+    Args:
+        delta: Gradients with respect to the outputs, shape (n, k).
+        least: Share of the sample's largest one that an entry must have.
+
+    Example:
+        >>> samples, places = significant(torch.tensor([[0.9, -0.899, -0.001]]), 0.02)
+        >>> places.tolist()
         [0, 1]
     """
     sizes = delta.abs()
-    kept = (sizes >= SIGNIFICANT * sizes.max(1, keepdim=True).values) & (sizes > 0)
-    samples, outputs = kept.nonzero(as_tuple=True)
-    return samples, outputs
+    kept = (sizes >= least * sizes.max(1, keepdim=True).values) & (sizes > 0)
+    samples, places = kept.nonzero(as_tuple=True)
+    return samples, places
 
 
 @partial(compiled, fastmath=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 from prunesampler.base.compiled import compiled, half
 from prunesampler.influence.hessians import SoftmaxHessian, from_helmert, helmert, to_helmert
 from prunesampler.influence.measurements import Measurements
+from prunesampler.influence.sparse import least_share, significant
 
 MANY, KEPT = 256, 64
 """Layers of more outputs than ``MANY`` keep ``KEPT`` of each sample."""
@@ -155,15 +156,9 @@ class TopRows:
         found: Tensor = torch.cat(norms) * self.delta.double().norm(dim=1)
         return found
 
-    def entries(self, least: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Samples, outputs and values of ``delta`` where it is largest in its sample, or not small.
-
-        Args:
-            least: Smallest size, as a share of the largest in the sample.
-        """
-        sizes = self.delta.abs()
-        kept = (sizes >= least * sizes.max(1, keepdim=True).values) & (sizes > 0)
-        samples, places = kept.nonzero(as_tuple=True)
+    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples, outputs and values of ``delta`` where it is not small; see `significant`."""
+        samples, places = significant(self.delta, least_share(self.delta))
         return samples, self.hessian.outputs[samples, places].long(), self.delta[samples, places]
 
     def sum(self, indices: Tensor | None = None) -> Tensor:

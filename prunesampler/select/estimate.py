@@ -13,7 +13,7 @@ from prunesampler.influence.automatic import AutoCurvature, BlockCurvature
 from prunesampler.influence.blocks import block_rank, block_samples
 from prunesampler.influence.curvature import Curvature, ExactCurvature, KroneckerCurvature
 from prunesampler.influence.measurements import Measurements
-from prunesampler.influence.sparse import SIGNIFICANT
+from prunesampler.influence.sparse import least_share, significant
 from prunesampler.influence.top import TopHessian
 from prunesampler.select.verdict import FEW
 
@@ -186,8 +186,7 @@ def _block_work(batch: Measurements, n: int, gradients: float, inverse: float) -
     """What blocks, sparse rows and flips take."""
     outputs, columns = batch.hessian.size()[0], batch.shape[1]
     rank = block_rank(outputs, columns)
-    sizes = batch.delta.abs()
-    entries = float((sizes >= SIGNIFICANT * sizes.max(1, keepdim=True).values).sum()) / len(batch)
+    entries = len(significant(batch.delta, least_share(batch.delta))[0]) / len(batch)
     subspace = outputs * min(n, block_samples(rank)) * columns * rank * 7.0
     copies = 0.0 if batch.inputs.dtype == torch.float16 else 2.0 * n * columns
     flips = max(FLIPS * n * min(5.0, max(1.0, n / batch.parameters)), LEAST_MOVES)

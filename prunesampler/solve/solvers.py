@@ -27,7 +27,9 @@ class Solver(Protocol):
     `prunesampler.solve.problem.Problem`, and iterates over its `prunesampler.solve.epsilon.Trials`
     to serve both kinds of budget.
 
-    Solvers search among the whitened float32 rows of the influence; the norm in the solution is
+    Solvers search among the whitened rows of the influence, which are
+    `prunesampler.influence.rows.RankOne` or, for large heads,
+    `prunesampler.influence.sparse.SparseRows`; the norm in the solution is
     computed from the returned set, in float64 and in the influence's metric.
     """
 

@@ -24,6 +24,7 @@ def whole(monkeypatch):
     """Nothing is dropped, however little it weighs."""
     monkeypatch.setattr(blocks, "NEGLIGIBLE", 0.0)
     monkeypatch.setattr(sparse, "SIGNIFICANT", 0.0)
+    monkeypatch.setattr(sparse, "MOST_ENTRIES", 10**6)
 
 
 @pytest.fixture

@@ -147,7 +147,8 @@ def test_significant_drops_only_what_is_small_beside_the_largest(seed):
     )
     delta *= torch.rand(20, 7, generator=generator) < 0.7
     delta[3] = 0.0
-    samples, outputs = significant(delta)
+    assert sparse.least_share(delta) == sparse.SIGNIFICANT
+    samples, outputs = significant(delta, sparse.SIGNIFICANT)
     assert samples.dtype == outputs.dtype == torch.int64
     found = torch.zeros(20, 7, dtype=torch.bool)
     found[samples, outputs] = True
@@ -183,6 +184,7 @@ def test_rows_are_whitened_part_by_part(monkeypatch):
 def test_whitened_sets_have_the_norm_of_the_inverse_blocks(name, monkeypatch):
     monkeypatch.setattr("prunesampler.influence.blocks.NEGLIGIBLE", 0.0)
     monkeypatch.setattr(sparse, "SIGNIFICANT", 0.0)
+    monkeypatch.setattr(sparse, "MOST_ENTRIES", 10**6)
     measured = measured_samples(name)
     # Inputs that half precision holds exactly, since the dense side does not round.
     inputs = (measured.inputs / 2.0**12).half().to(measured.inputs) * 2.0**12
@@ -214,6 +216,7 @@ def test_dropped_entries_hardly_change_the_norm_of_a_row(monkeypatch):
     white = found.whiten(rows)
     assert len(white.values) < 0.5 * 12 * 500
     monkeypatch.setattr(sparse, "SIGNIFICANT", 0.0)
+    monkeypatch.setattr(sparse, "MOST_ENTRIES", 10**6)
     every = found.whiten(rows)
     assert len(every.values) > 0.99 * 12 * 500
     share = torch.from_numpy(white.squares() / every.squares())
@@ -230,3 +233,12 @@ def test_estimates_for_single_samples_are_near_the_exact_ones():
     )
     assert float((near / exact).log().abs().mean()) < 0.25
     assert np.corrcoef(near.log(), exact.log())[0, 1] > 0.95
+
+
+def test_no_more_entries_are_kept_than_rows_have_room_for():
+    """Where a model is unsure, all outputs pull: then the largest are kept, eight on average."""
+    torch.manual_seed(0)
+    delta = torch.randn(3000, 40).softmax(1)
+    least = sparse.least_share(delta)
+    assert least > sparse.SIGNIFICANT
+    assert len(significant(delta, least)[0]) == pytest.approx(8 * 3000, rel=0.01)
