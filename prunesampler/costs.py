@@ -19,7 +19,7 @@ from torch import Tensor
 from prunesampler.influence.hessians import SoftmaxHessian
 from prunesampler.influence.influence import loss_distance
 from prunesampler.influence.scores import Scores
-from prunesampler.influence.top import TopHessian
+from prunesampler.influence.top_rows import TopHessian
 
 Cost = Callable[[Scores], Tensor]
 """A function from scores to the cost of pruning each sample, shape (n,)."""

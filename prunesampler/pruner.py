@@ -18,7 +18,6 @@ from prunesampler.base.memory import Room
 from prunesampler.base.processes import Group, LocalGroup, current_group, together
 from prunesampler.influence.automatic import AutoCurvature
 from prunesampler.influence.curvature import Curvature
-from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.scores import Scores, read_layer, read_measurements
 from prunesampler.influence.weights import SPREAD
 from prunesampler.measure.batches import content
@@ -33,7 +32,7 @@ from prunesampler.report.text import tell
 from prunesampler.sampling.loaders import check_batches
 from prunesampler.select.arguments import check_objects
 from prunesampler.select.choosing import choose_together, frontier_together, weigh_together
-from prunesampler.select.estimate import Estimate, check_room, estimate
+from prunesampler.select.estimate import Announced, Estimate, estimate
 from prunesampler.select.frontier import Frontier
 from prunesampler.select.objectives import KeepHead, Objective
 from prunesampler.select.selection import Selection
@@ -143,15 +142,18 @@ class InfluencePruner:
             gradients=gradients,
             reading=reading,
             progress=progress,
-            keep=self._kept,
+            keep=Announced(
+                self.num_samples,
+                self._selector.curvature,
+                on_disk=storage is not None,
+                say=partial(tell, progress=progress),
+            ),
             room=Room(None if storage is None else Path(storage)),
         )
-        self._on_disk = storage is not None
         self.dataset, self.progress = score_dataset, progress
         self._own_collate = collate_fn is not None or like is not None
         self._own_losses = gradients is None and not isinstance(losses, ClosedFormLoss)
         self.outline: str | None = None  # set once a few samples were read
-        self._told = False  # what a selection takes
         self._probed = False  # whether the processes have compared their outlines
 
     def select(self, model: nn.Module) -> Selection:
@@ -324,18 +326,6 @@ class InfluencePruner:
         if batch is None:
             return None
         return estimate(batch, self.num_samples, self._selector.curvature, seconds, group.world)
-
-    def _kept(self, measured: Measurements) -> Measurements:
-        """What is kept of a batch's measurements; the first time it says what all will take."""
-        curvature = self._selector.curvature
-        kept = curvature.keep(measured)
-        if not self._told and current_group().rank == 0:
-            check_room(kept, self.num_samples, curvature, on_disk=self._on_disk)
-            expected = estimate(kept, self.num_samples, curvature, 0.0, current_group().world)
-            if expected.notable:
-                tell(f"prunesampler: beside the pass, {expected}", self.progress)
-        self._told = True
-        return kept
 
     @property
     def reading(self) -> Reading:

@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from prunesampler import Budget, InfluencePruner, Selection
+from prunesampler import BlockCurvature, Budget, Curvature, InfluencePruner
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from models import resnet18
@@ -40,9 +40,11 @@ def seconds_forward(model: nn.Module, images: torch.Tensor) -> float:
     return time.perf_counter() - started
 
 
-def select(data: TensorDataset, model: nn.Module) -> Selection:
-    pruner = InfluencePruner(data, budget=Budget(fraction=0.4), batch_size=BATCH, progress=False)
-    return pruner.select(model)
+def pruner_of(data: TensorDataset, curvature: Curvature | None = None) -> InfluencePruner:
+    budget = Budget(fraction=0.4)
+    return InfluencePruner(
+        data, budget=budget, batch_size=BATCH, progress=False, curvature=curvature
+    )
 
 
 class PeakMemory:
@@ -77,17 +79,19 @@ def measure(images: int, samples: int, repeats: int) -> dict[str, float]:
     torch.manual_seed(0)
     model = resnet18(3, CLASSES)
     pictures = TensorDataset(torch.randn(images, 3, 32, 32), torch.arange(images) % CLASSES)
+    head, data = nn.Sequential(nn.Linear(FEATURES, CLASSES)), features(samples)
     seconds_forward(model, pictures.tensors[0][:BATCH])  # warm up
+    pruner_of(features(1000), BlockCurvature()).select(head)  # compile
     forward, scoring = [], []
     for _ in range(repeats):
         forward.append(seconds_forward(model, pictures.tensors[0]))
-        scoring.append(select(pictures, model).metadata["measuring_seconds"])
+        scoring.append(pruner_of(pictures).select(model).metadata["measuring_seconds"])
     scale = samples / images
-    head, data = nn.Sequential(nn.Linear(FEATURES, CLASSES)), features(samples)
+    expected = pruner_of(data).estimate(head)
+    assert expected is not None
     with PeakMemory() as memory:
-        times = select(data, head).metadata
-    size = (CLASSES - 1) * (FEATURES + 1)
-    rows = 4 * samples * (2 * CLASSES + FEATURES + 1)
+        selection = pruner_of(data).select(head)
+    times = selection.metadata
     forward_seconds = statistics.median(forward) * scale
     measuring = max(0.0, (statistics.median(scoring) - statistics.median(forward)) * scale)
     added = measuring + sum(times[f"{k}_seconds"] for k in ("curvature", "solving", "certificate"))
@@ -99,7 +103,9 @@ def measure(images: int, samples: int, repeats: int) -> dict[str, float]:
         "certificate_seconds": times["certificate_seconds"],
         "added_share_of_forward": added / forward_seconds,
         "peak_memory_gib": memory.peak / 2**30,
-        "formula_memory_gib": (3 * rows + 4 * samples * size + 32 * size**2) / 2**30,
+        "estimated_memory_gib": (expected.bytes_measured + expected.bytes_work) / 2**30,
+        "estimated_seconds": sum(expected.seconds.values()),
+        "share_of_a_random_set": selection.ratio,
     }
 
 

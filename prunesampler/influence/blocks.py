@@ -27,7 +27,7 @@ from prunesampler.influence.sparse import (
     least_share,
     significant,
 )
-from prunesampler.influence.top import TopRows
+from prunesampler.influence.top_rows import TopRows
 
 LEAST_RANK, MOST_RANK, RANKS = 64, 256, 4096
 """Rank of a block: so high that all ranks add up to ``RANKS``, within these limits."""

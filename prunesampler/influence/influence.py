@@ -63,7 +63,7 @@ class Influence:
 
     Args:
         gradients: Per-sample gradients, n rank-one matrices of shape (K, D), or of layers with many
-            outputs what stands for them, `prunesampler.influence.top.TopRows`.
+            outputs what stands for them, `prunesampler.influence.top_rows.TopRows`.
         mean: Subtracted from every gradient, shape (K, D), float64.
         factorised: The factorised curvature.
         whitened: The whitened gradients, of any shape; solvers search among these.

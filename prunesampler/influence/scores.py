@@ -18,7 +18,8 @@ from prunesampler.influence.hessians import (
 )
 from prunesampler.influence.influence import Influence
 from prunesampler.influence.measurements import Measurements
-from prunesampler.influence.top import TopHessian, TopMeasurements
+from prunesampler.influence.top import TopMeasurements
+from prunesampler.influence.top_rows import TopHessian
 
 HESSIANS: dict[str, type[OutputHessian]] = {
     kind.__name__: kind for kind in (SoftmaxHessian, DiagonalHessian, DenseHessian, TopHessian)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from prunesampler.base.memory import available_bytes, gibibytes
+from prunesampler.base.processes import current_group
 from prunesampler.influence.automatic import AutoCurvature, BlockCurvature
 from prunesampler.influence.blocks import block_rank, block_samples
 from prunesampler.influence.curvature import Curvature, ExactCurvature, KroneckerCurvature
 from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.sparse import least_share, significant
-from prunesampler.influence.top import TopHessian
+from prunesampler.influence.top_rows import TopHessian
 from prunesampler.select.verdict import FEW
 
 SEARCHED = 4e9
@@ -120,6 +122,47 @@ def estimate(
             "certificate": work.certificate / rate,
         },
     )
+
+
+class Announced:
+    """Keeps what a curvature needs of every batch; before the first it says what all will take.
+
+    Args:
+        num_samples: Number of samples n.
+        curvature: The curvature in use.
+        on_disk: Whether the measurements go to a disk.
+        say: Called with a sentence if a selection takes long, or much memory.
+
+    Example:
+        >>> from prunesampler import SquaredError
+        >>> losses, delta, hessian = SquaredError().derivatives(torch.ones(2, 1), torch.ones(2, 1))
+        >>> batch = Measurements(delta, torch.ones(2, 3), hessian, losses)
+        >>> announced = Announced(10**8, ExactCurvature(), on_disk=True, say=lambda text: print(text[14:45]))
+        >>> announced(batch) is batch
+        beside the pass, a selection ta
+        True
+    """
+
+    def __init__(
+        self, num_samples: int, curvature: Curvature, *, on_disk: bool, say: Callable[[str], None]
+    ) -> None:
+        self._num_samples, self._curvature = num_samples, curvature
+        self._on_disk, self._say, self._said = on_disk, say, False
+
+    def __call__(self, measured: Measurements) -> Measurements:
+        """What is kept of a batch's measurements.
+
+        Raises:
+            ValueError: If memory will not suffice for all of them.
+        """
+        kept, group = self._curvature.keep(measured), current_group()
+        if not self._said and group.rank == 0:
+            check_room(kept, self._num_samples, self._curvature, on_disk=self._on_disk)
+            expected = estimate(kept, self._num_samples, self._curvature, 0.0, group.world)
+            if expected.notable:
+                self._say(f"prunesampler: beside the pass, {expected}")
+        self._said = True
+        return kept
 
 
 def check_room(

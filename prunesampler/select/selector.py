@@ -24,7 +24,8 @@ from prunesampler.influence.curvature import Curvature
 from prunesampler.influence.influence import Influence
 from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.scores import Scores, class_labels
-from prunesampler.influence.top import KEPT, TopHessian
+from prunesampler.influence.top import KEPT
+from prunesampler.influence.top_rows import TopHessian
 from prunesampler.select.objectives import Objective
 from prunesampler.select.rotation import rotated
 from prunesampler.select.selection import Selection

@@ -16,7 +16,7 @@ from prunesampler import (
     SquaredError,
     costs,
 )
-from prunesampler.influence import top
+from prunesampler.influence import top_kernels
 from prunesampler.influence.hessians import from_helmert, helmert, to_helmert
 from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.top import KEPT, TopMeasurements, kept_outputs
@@ -71,7 +71,7 @@ def test_running_sums_are_products_with_the_basis(size):
 )
 def test_what_is_kept_stands_for_the_whole(losses, soft, threads, monkeypatch):
     whole = measured(losses, soft)
-    monkeypatch.setattr(top, "FLUSH", 400)  # so that few samples take several threads
+    monkeypatch.setattr(top_kernels, "FLUSH", 400)  # so that few samples take several threads
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     kept = TopMeasurements.of(whole)
     matrix = torch.randn(2, *whole.shape, dtype=torch.float64)
