@@ -174,6 +174,10 @@ class InfluencePruner:
         """
         scores = self.measure(model)
         selection = choose_together(scores, self._selector.select, "solving", self.progress)
+        if not len(selection.pruned) and self.budget.epsilon and current_group().rank == 0:
+            warn(
+                f"no sample was pruned: epsilon={self.budget.epsilon} is below the shift of every set found"
+            )
         better = selection.beats_random or selection.metadata["cost"]
         if not better and current_group().rank == 0:
             warn(

@@ -331,6 +331,19 @@ def test_a_model_that_returns_fewer_outputs_than_samples(few_digits):
         pruner(few_digits, losses=losses).select(Pools())
 
 
+def test_an_epsilon_that_is_too_small_says_so(model, few_digits):
+    with pytest.warns(UserWarning, match="no sample was pruned: epsilon=1e-09 is below the shift"):
+        pruner(few_digits, budget=Budget(epsilon=1e-9)).select(model)
+
+
+def test_a_network_that_is_not_finite_names_samples_and_not_the_loss():
+    inputs = torch.randn(40, 8)
+    inputs[7] = float("nan")
+    wide = TensorDataset(inputs, torch.arange(40) % 300)
+    with pytest.raises(ValueError, match=r"not finite for samples \[7\]"):
+        pruner(wide, budget=Budget(count=4, min_per_class=0)).select(nn.Linear(8, 300))
+
+
 def test_epsilon_that_prunes_nothing(model, few_digits):
     selection = pruner(few_digits, budget=Budget(epsilon=0.0)).select(model)
     assert len(selection.kept) == 200

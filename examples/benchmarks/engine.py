@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--features", type=Path)
     parser.add_argument("--images", type=Path)
     parser.add_argument("--damping", type=float, default=5e-4)
-    parser.add_argument("--spread", type=float, default=1.0)
+    parser.add_argument("--spread", type=float, default=3.0)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--fraction", type=float, default=0.4)
     parser.add_argument("--seed", type=int, default=0)

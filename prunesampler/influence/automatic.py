@@ -19,6 +19,8 @@ from prunesampler.influence.top import kept_outputs
 
 MOST_PRODUCTS = 1e12
 """Multiply-adds up to which the curvature is factorised as one matrix, some seconds on one core."""
+CERTAIN = 1e-9
+"""Share of the mean squared norm of the inputs that is the least default damping."""
 LARGEST = 8192
 """Size R up to which it is: half a gibibyte for each of four matrices."""
 
@@ -81,7 +83,8 @@ def default_damping(measurements: Measurements) -> float:
     """A thousandth of the mean eigenvalue, over as many eigenvalues as there are samples at most.
 
     With fewer samples than parameters most eigenvalues are zero. A damping beside their mean would be
-    so small that steps towards an inverse run out.
+    so small that steps towards an inverse run out. Where a model is certain of everything, curvature is
+    rounding; then it is at least ``CERTAIN`` of the mean square of the inputs.
 
     Example:
         >>> import torch
@@ -93,14 +96,16 @@ def default_damping(measurements: Measurements) -> float:
     """
     fewer = min(len(measurements), measurements.parameters)
     trace = measurements.mean_eigenvalue() * measurements.parameters
-    return DEFAULT_DAMPING * trace / fewer
+    looked_at = measurements.inputs[:: max(1, len(measurements) // 4096)].double()
+    return max(DEFAULT_DAMPING * trace / fewer, CERTAIN * float(looked_at.square().sum(1).mean()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoCurvature(DampedCurvature):
     """The default: `ExactCurvature` while one matrix is quick and small, else `BlockCurvature`.
 
-    Shifts that are reported are exact either way. The choice rests on the numbers of samples and of
+    Shifts that are reported are exact either way, but for layers of more than 256 outputs, of which each
+    sample keeps the 64 most probable (`prunesampler.influence.top`). The choice rests on the numbers of samples and of
     parameters alone, not on the machine, so the same run selects the same samples anywhere.
 
     Args:

@@ -138,7 +138,7 @@ class ExactCurvature(DampedCurvature):
                 f"exact curvature of this layer has size R = {rows} * {columns} = {size}, above "
                 f"max_size={self.max_size}: {8 * size**2 / 2**30:.1f} GiB a matrix and "
                 f"{4 * num_samples * size / 2**30:.1f} GiB of whitened rows. Use "
-                "KroneckerCurvature() (an approximation), a smaller layer, or a larger max_size"
+                "AutoCurvature(), the default, which takes any size, or a larger max_size"
             )
 
     def factorise(

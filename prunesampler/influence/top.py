@@ -2,7 +2,8 @@
 
 A softmax over a thousand classes is nearly all in a few of them. What is kept of a sample is its own
 class and the classes of highest probability, ``KEPT`` in all, renormalised so that they sum to one: the
-exact measurements of a slightly different softmax. The inputs are kept in half precision. So a sample
+exact measurements of a slightly different softmax. Where the model or the targets spread over many more,
+too much is lost for that, and selecting is refused (`TopHessian.held`, `prunesampler.select.selector`). The inputs are kept in half precision. So a sample
 takes ``2 D + 12 KEPT`` bytes, whatever the number of outputs, and a product with the curvature takes
 time proportional to the kept outputs.
 """
@@ -25,8 +26,8 @@ MANY, KEPT = 256, 64
 """Layers of more outputs than ``MANY`` keep ``KEPT`` of each sample."""
 TAIL = 2e-4
 """The least probable of the kept outputs that together hold no more than this share are set to zero."""
-LARGEST_INPUT = 65504.0
-"""The largest number in half precision."""
+LEAST_INPUT, LARGEST_INPUT = 1e-3, 65504.0
+"""Between these the largest input must be, so that half precision holds the others to three digits."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ class TopMeasurements(Measurements):
         outputs = rank.topk(KEPT, 1).indices
         outputs = outputs.gather(1, p.gather(1, outputs).argsort(1, descending=True))
         kept, pulls = p.gather(1, outputs), targets.gather(1, outputs)
-        held = kept.sum(1)
-        before = kept.cumsum(1) - kept
-        kept = kept * ((before < (1 - TAIL) * held[:, None]) | (pulls > 1e-3 * mass))
+        before, share = kept.cumsum(1) - kept, kept.sum(1)
+        held = torch.minimum(share, pulls.sum(1) / targets.sum(1).clamp(min=1e-30))
+        kept = kept * ((before < (1 - TAIL) * share[:, None]) | (pulls > 1e-3 * mass))
         kept = kept / kept.sum(1, keepdim=True)
         delta = mass * kept - pulls
         # As in the closed form: the pulled output's own difference would cancel in float32.
@@ -174,10 +175,10 @@ def kept_outputs(measured: Measurements) -> Measurements:
     if not isinstance(measured.hessian, SoftmaxHessian) or measured.hessian.size()[0] <= MANY:
         return measured
     largest = float(measured.inputs.abs().max())
-    if largest > LARGEST_INPUT:
+    if largest > LARGEST_INPUT or 0 < largest < LEAST_INPUT:
         raise ValueError(
-            f"an input of the layer is {largest:.3g}, but those of layers with more than {MANY} outputs "
-            f"are kept in half precision, which ends at {LARGEST_INPUT:.0f}; normalise the features, or "
-            "give curvature=KroneckerCurvature()"
+            f"the largest input of the layer is {largest:.3g}, but those of layers with more than {MANY} "
+            f"outputs are kept in half precision, from about {LEAST_INPUT} to {LARGEST_INPUT:.0f}; normalise "
+            "the features, or give curvature=KroneckerCurvature() (an approximation)"
         )
     return TopMeasurements.of(measured)

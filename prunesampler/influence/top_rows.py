@@ -22,7 +22,8 @@ class TopHessian:
         outputs: The kept outputs, the most probable first, int32, shape (n, k).
         probabilities: Their probabilities, which sum to one, shape (n, k).
         mass: Total target weight of each sample, shape (n,); 1 without class weights.
-        held: Share of the probability that the kept outputs had, shape (n,).
+        held: Share of the probability, or of the target if that is less, that the kept outputs had,
+            shape (n,).
         width: Number C of outputs of the layer.
 
     Example:

@@ -137,10 +137,10 @@ class Announced:
         >>> from prunesampler import SquaredError
         >>> losses, delta, hessian = SquaredError().derivatives(torch.ones(2, 1), torch.ones(2, 1))
         >>> batch = Measurements(delta, torch.ones(2, 3), hessian, losses)
-        >>> announced = Announced(10**8, ExactCurvature(), on_disk=True, say=lambda text: print(text[14:45]))
-        >>> announced(batch) is batch
-        beside the pass, a selection ta
-        True
+        >>> said = []
+        >>> announced = Announced(10**8, ExactCurvature(), on_disk=True, say=said.append)
+        >>> announced(batch) is batch, said[0][:31]
+        (True, 'prunesampler: beside the pass, ')
     """
 
     def __init__(
@@ -181,16 +181,21 @@ def check_room(
     """
     if isinstance(curvature, AutoCurvature):
         curvature = curvature.of(num_samples, batch.parameters)
-    free, held = available_bytes(), 0 if on_disk else bytes_per_sample(batch) * num_samples
+    free, held = available_bytes(), bytes_per_sample(batch) * num_samples
     work = _work(batch, num_samples, curvature).bytes
-    if free is not None and held + work > free:
-        raise ValueError(
-            f"{num_samples} samples with {batch.shape[1]} inputs of the layer need "
-            f"{gibibytes(held)} for their measurements and {gibibytes(work)} for "
-            f"{type(curvature).__name__}, but {gibibytes(free)} are free: put the measurements on a disk "
-            "with storage=, measure a layer of fewer inputs (project the features first), or take "
-            "curvature=KroneckerCurvature(), which needs less and is approximate"
-        )
+    if free is None or (0 if on_disk else held) + work <= free:
+        return
+    ways = ["measure a layer of fewer inputs (project the features first)"]
+    if not on_disk and work <= free:
+        ways.insert(0, "put the measurements on a disk with storage=")
+    less = _work(batch, num_samples, KroneckerCurvature()).bytes
+    if not isinstance(batch.hessian, TopHessian) and (0 if on_disk else held) + less <= free:
+        ways.append("take curvature=KroneckerCurvature(), which needs less and is approximate")
+    raise ValueError(
+        f"{num_samples} samples with {batch.shape[1]} inputs of the layer need {gibibytes(held)} for their "
+        f"measurements{' on the disk' * on_disk} and {gibibytes(work)} for {type(curvature).__name__}, but "
+        f"{gibibytes(free)} are free: {', or '.join(ways)}"
+    )
 
 
 def bytes_per_sample(batch: Measurements) -> int:

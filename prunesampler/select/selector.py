@@ -33,8 +33,8 @@ from prunesampler.solve.budget import Budget, Constraints
 from prunesampler.solve.problem import Problem, Solution
 from prunesampler.solve.solvers import Solver, cheapest
 
-LOST = 0.02
-"""Share of the probability outside the kept outputs above which a user hears of it."""
+LOST, MOST_LOST = 0.03, 0.15
+"""Shares of the probability outside the kept outputs above which a user hears of it, and is refused."""
 INEXACT = 1e-2
 """Residual above which a shift is no longer what it seems."""
 
@@ -96,7 +96,7 @@ class Selector:
                 cannot be factorised.
         """
         started = time.perf_counter()
-        _warn_of_lost_outputs(measurements)
+        _check_kept_outputs(measurements)
         labels = class_labels(
             measurements.labels if self.labels is None else self.labels, self.num_samples
         )
@@ -217,6 +217,8 @@ class Selector:
         influence, pruned = scores.influence, solution.pruned
         # Only a damping that was given is the penalty in use; the default one proves nothing.
         penalty = getattr(self.curvature, "damping", None) if self.center else None
+        if isinstance(scores.measurements.hessian, TopHessian):
+            penalty = None  # the gradients are not quite those of the loss
         bound = convex_bound(influence, pruned, penalty) if penalty else None
         on_loss = None
         if bound is not None and self.lipschitz is not None:
@@ -225,8 +227,8 @@ class Selector:
         residual = max(getattr(influence.factorised, "residuals", []), default=None)
         if residual is not None and residual > INEXACT:
             warn(
-                f"conjugate gradients ended at a residual of {residual:.2g}, so the reported shifts are "
-                f"too small: the damping {influence.factorised.damping:.3g} is too small for "
+                f"conjugate gradients ended at a residual of {residual:.2g}, so the reported shifts "
+                f"{'mean nothing' if residual > 0.5 else 'are too small'}: the damping {influence.factorised.damping:.3g} is too small for "
                 f"{len(influence)} samples; give the curvature the weight decay in use"
             )
         return Selection(
@@ -255,16 +257,27 @@ class Selector:
         )
 
 
-def _warn_of_lost_outputs(measurements: Measurements) -> None:
-    """Warn if the outputs that are kept of each sample leave out much of the probability."""
-    if isinstance(measurements.hessian, TopHessian):
-        lost = 1 - float(measurements.hessian.held.mean())
-        if lost > LOST:
-            warn(
-                f"of the layer's {measurements.hessian.width} outputs the {KEPT} most probable are kept of "
-                f"each sample, and {lost:.1%} of the probability lies elsewhere: influences are off by about as "
-                "much; select later in training, when the model is surer"
-            )
+def _check_kept_outputs(measurements: Measurements) -> None:
+    """Check that the outputs that are kept of each sample hold nearly all of the probability.
+
+    Raises:
+        ValueError: If too much lies elsewhere.
+    """
+    if not isinstance(measurements.hessian, TopHessian):
+        return
+    lost = 1 - float(measurements.hessian.held.mean())
+    text = (
+        f"of the layer's {measurements.hessian.width} outputs the {KEPT} most probable are kept of each "
+        f"sample, and {lost:.0%} of the probability or of the targets lies elsewhere"
+    )
+    if lost > MOST_LOST:
+        raise ValueError(
+            f"{text}: influences would be wrong; select later in training, when the model is surer, with "
+            "less label smoothing, or with curvature=KroneckerCurvature(), which keeps all outputs and is "
+            "an approximation"
+        )
+    if lost > LOST:
+        warn(f"{text}: the reported shifts may be off by several times that")
 
 
 def _since(started: float) -> float:

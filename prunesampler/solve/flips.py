@@ -56,8 +56,7 @@ def flip(problem: Problem, count: int, seed: int, sweeps: int, progress: Progres
         if progress:
             progress(sweep + 1, sweeps)
     search.repair()
-    pruned: Bools = search.pruned[problem.free.numpy()]
-    return pruned
+    return search.shorter()
 
 
 class _Flips:
@@ -146,6 +145,23 @@ class _Flips:
                     self.spare[self.classes[i]] += 1 if surplus else -1
                 self.pruned[i] = not surplus
                 most -= 1
+
+    def shorter(self) -> Bools:
+        """Which free samples to prune: those at hand, or those with the shortest rows if that is less.
+
+        Few samples that are pruned out of many are better chosen one by one than balanced.
+        """
+        free = self.problem.free.numpy()
+        mine: Bools = self.pruned[free].copy()
+        energy = self._energy()
+        order = np.argsort(self.squares[free], kind="stable")
+        self.pruned[free] = self.problem.fill(order, self.count)[0]
+        return self.pruned[free] if self._energy() < energy and not self.over else mine
+
+    def _energy(self) -> float:
+        """Norm of the sum of the pruned rows, and their costs."""
+        self.refresh()
+        return math.sqrt(self.square) + float(self.costs[self.pruned].sum())
 
 
 @partial(compiled, inline="always", fastmath=True)

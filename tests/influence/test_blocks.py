@@ -5,8 +5,9 @@ import torch
 from samples import cross_entropy_samples
 from test_curvature import LOSSES, samples
 
-from prunesampler import AutoCurvature, BlockCurvature, ExactCurvature
+from prunesampler import AutoCurvature, BlockCurvature, CrossEntropy, ExactCurvature
 from prunesampler.influence import blocks, sparse
+from prunesampler.influence.automatic import default_damping
 from prunesampler.influence.blocks import LIGHT, ClassBlocks
 from prunesampler.influence.factorised import ExactFactorised
 from prunesampler.influence.hessians import DiagonalHessian
@@ -245,3 +246,12 @@ def test_the_chosen_curvature_does_the_work(monkeypatch):
     monkeypatch.setattr(BlockCurvature, "check", lambda self, few, n: seen.append((self, n)))
     AutoCurvature(damping=0.3).check(small, 77)
     assert seen == [(BlockCurvature(damping=0.3), 77)]
+
+
+def test_a_network_that_is_certain_is_damped_beside_its_inputs():
+    torch.manual_seed(0)
+    inputs, labels = torch.randn(200, 30), torch.arange(200) % 12
+    outputs = 200.0 * torch.nn.functional.one_hot(labels, 12)
+    values, delta, hessian = CrossEntropy().derivatives(outputs.float(), labels)
+    certain = Measurements(delta, inputs, hessian, values, labels)
+    assert default_damping(certain) == pytest.approx(1e-9 * 30, rel=0.2)

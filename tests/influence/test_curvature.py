@@ -116,7 +116,7 @@ def test_identity_curvature_ignores_the_samples():
 
 def test_above_the_limit_the_error_names_size_and_choices():
     measured, _ = samples(*LOSSES["softmax"])
-    with pytest.raises(ValueError, match=r"R = 2 \* 4 = 8, above max_size=7.*KroneckerCurvature"):
+    with pytest.raises(ValueError, match=r"R = 2 \* 4 = 8, above max_size=7.*AutoCurvature"):
         ExactCurvature(max_size=7).factorise(measured)
 
 

@@ -123,7 +123,7 @@ def test_inputs_beyond_half_precision_are_refused():
     large = measured()
     large.inputs[3, 2] = 1e5
     with pytest.raises(
-        ValueError, match="is 1e\\+05, .* half precision, .* normalise the features"
+        ValueError, match="is 1e\\+05, but .* half precision, .* normalise the features"
     ):
         kept_outputs(large)
 
@@ -187,10 +187,24 @@ def test_damaged_scores_are_refused(pruner, model, change, said):
         pruner.scores_from({**state, "hessian_tensors": held, **change})
 
 
-def test_a_model_that_is_unsure_is_told_of():
+def test_a_model_or_targets_that_spread_widely_are_refused(model):
     inputs, labels, _ = data()
     wider = torch.cat([inputs, inputs.square()], 1)
     dataset = TensorDataset(wider, labels)
     pruner = InfluencePruner(dataset, budget=Budget(fraction=0.3), progress=False)
-    with pytest.warns(UserWarning, match="64 most probable are kept .* lies elsewhere"):
+    with pytest.raises(ValueError, match="64 most probable are kept .* lies elsewhere"):
         pruner.measure(nn.Linear(2 * FEATURES, CLASSES))
+    pruner.check(nn.Linear(2 * FEATURES, CLASSES))  # it may be surer when samples are to be chosen
+    soft = torch.full((len(labels), CLASSES), 1 / CLASSES)
+    losses = CrossEntropy(run=lambda model, batch: (model(batch[0]), soft[: len(batch[0])]))
+    sure = InfluencePruner(dataset, budget=Budget(fraction=0.3), progress=False, losses=losses)
+    with pytest.raises(ValueError, match="% of the probability or of the targets lies elsewhere"):
+        sure.measure(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*no better chosen than at random:UserWarning")
+def test_nothing_is_proved_over_kept_outputs(pruner, model):
+    damped = InfluencePruner(
+        pruner.dataset, budget=pruner.budget, progress=False, curvature=AutoCurvature(damping=1e-2)
+    )
+    assert damped.select(model).bound is None

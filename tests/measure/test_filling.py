@@ -78,7 +78,7 @@ def test_memory_that_does_not_suffice_is_told_before_the_pass(monkeypatch):
     dataset = TensorDataset(torch.randn(2000, 8), torch.arange(2000) % 3)
     monkeypatch.setattr("prunesampler.select.estimate.available_bytes", lambda: 10_000)
     pruner = InfluencePruner(dataset, budget=Budget(count=80), progress=False, batch_size=50)
-    with pytest.raises(ValueError, match="9.31e-06 GiB are free: put the measurements on a disk"):
+    with pytest.raises(ValueError, match="9.31e-06 GiB are free: measure a layer of fewer inputs"):
         pruner.select(Counting(8, 3))
     assert sum(seen) <= 150
 

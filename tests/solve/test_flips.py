@@ -239,3 +239,11 @@ def test_a_head_of_a_hundred_classes_is_retrained_to_where_the_newton_shift_says
         assert float((newton - change).norm()) <= 0.1 * float(change.norm())
         changes.append(float(change.norm()))
     assert changes[0] < 0.6 * changes[1]
+
+
+def test_few_samples_out_of_many_are_as_good_as_the_shortest_rows():
+    influence = sparse_influence(softmax_samples(400, seed=3), damping=0.1)
+    for count in (1, 2, 5):
+        found = anneal(influence, Budget(count=count, min_per_class=0))
+        shortest = torch.from_numpy(np.argsort(influence.whitened.squares())[:count].copy())
+        assert found.norm <= 1.5 * influence.shift_norm(shortest.sort().values)
