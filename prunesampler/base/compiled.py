@@ -12,6 +12,9 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+FLUSH = 2048
+"""Samples whose sum is formed in float32 before it is added in float64."""
+
 F = TypeVar("F", bound=Callable[..., object])
 
 
@@ -48,6 +51,22 @@ def next_random(state: NDArray[np.uint64]) -> np.uint64:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.uint64(z ^ (z >> np.uint64(31)))
+
+
+@compiled
+def flush(part: NDArray[np.float32], total: NDArray[np.float64]) -> None:
+    """Add a sum, shape (C, D), to another of more digits, and set it to zero.
+
+    Example:
+        >>> part, total = np.ones((1, 2), np.float32), np.zeros((1, 2))
+        >>> flush(part, total)
+        >>> part.tolist(), total.tolist()
+        ([[0.0, 0.0]], [[1.0, 1.0]])
+    """
+    for c in range(part.shape[0]):
+        for d in range(part.shape[1]):
+            total[c, d] += part[c, d]
+            part[c, d] = 0.0
 
 
 def _half(_: Any, bits: Any) -> Any:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunesampler.base.compiled import compiled, half
+from prunesampler.base.compiled import FLUSH, compiled, flush, half
 
 SIGNIFICANT, MOST_ENTRIES = 0.02, 8
 """An entry is dropped if its ``delta`` is smaller than this share of the sample's largest one, or than a
@@ -75,7 +75,10 @@ class SparseRows:
         if indices is not None:
             weights[indices.numpy()] = 1.0
         total = np.zeros((len(self.base), self.inputs.shape[1] + self.projected.shape[1]))
-        _add(self.starts, self.outputs, self.values, self.projected, self.inputs, weights, total)
+        _add(
+            self.starts, self.outputs, self.values, self.projected, self.inputs, weights,
+            np.zeros(total.shape, dtype=np.float32), total,
+        )  # fmt: skip
         return torch.from_numpy(total)
 
     def squares(self) -> NDArray[np.float64]:
@@ -159,19 +162,21 @@ def _add(
     projected: NDArray[np.float32],
     inputs: NDArray[np.uint16],
     weights: NDArray[np.float64],
+    part: NDArray[np.float32],
     total: NDArray[np.float64],
 ) -> None:
-    """Add all rows, times their weights, to ``total``."""
+    """Add all rows, times their weights, to ``total``, with ``part`` for what is not added yet."""
     width = inputs.shape[1]
     for i in range(len(starts) - 1):
-        if weights[i] == 0.0:
-            continue
-        for e in range(starts[i], starts[i + 1]):
-            c, value = outputs[e], np.float32(weights[i] * values[e])
-            for d in range(width):
-                total[c, d] += value * half(inputs[i, d])
-            for d in range(projected.shape[1]):
-                total[c, width + d] += value * projected[e, d]
+        if weights[i] != 0.0:
+            for e in range(starts[i], starts[i + 1]):
+                c, value = outputs[e], np.float32(weights[i] * values[e])
+                for d in range(width):
+                    part[c, d] += value * half(inputs[i, d])
+                for d in range(projected.shape[1]):
+                    part[c, width + d] += value * projected[e, d]
+        if i % FLUSH == FLUSH - 1 or i == len(starts) - 2:
+            flush(part, total)
 
 
 @partial(compiled, fastmath=True)

@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prunesampler.base.compiled import FLUSH
 from prunesampler.influence.hessians import SoftmaxHessian
 from prunesampler.influence.measurements import Measurements
-from prunesampler.influence.top_kernels import FLUSH, Floats, bits, curve, over_threads
+from prunesampler.influence.top_kernels import Floats, bits, curve, over_threads
 from prunesampler.influence.top_rows import TopHessian, TopRows
 
 MANY, KEPT = 256, 64

@@ -11,12 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunesampler.base.compiled import compiled, half
+from prunesampler.base.compiled import FLUSH, compiled, flush, half
 
 NOTHING = 1e-6
 """Probabilities and gradients below this are left out of products."""
-FLUSH = 2048
-"""Samples whose sum is formed in float32 before it is added in float64."""
 
 Floats = NDArray[np.float32]
 
@@ -37,15 +35,6 @@ def over_threads(part: Callable[[int, int], NDArray[np.float64]], size: int) -> 
     for more in found[1:]:
         total += more
     return total
-
-
-@compiled
-def flush(part: Floats, total: NDArray[np.float64]) -> None:
-    """Move a sum to another of more digits."""
-    for c in range(part.shape[0]):
-        for d in range(part.shape[1]):
-            total[c, d] += part[c, d]
-            part[c, d] = 0.0
 
 
 @partial(compiled, fastmath=True)

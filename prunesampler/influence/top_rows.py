@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prunesampler.base.compiled import FLUSH
 from prunesampler.influence.hessians import SoftmaxHessian, from_helmert, helmert, to_helmert
 from prunesampler.influence.sparse import least_share, significant
-from prunesampler.influence.top_kernels import FLUSH, add, bits, inner, over_threads
+from prunesampler.influence.top_kernels import add, bits, inner, over_threads
 
 
 @dataclass(frozen=True)
