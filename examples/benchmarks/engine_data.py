@@ -140,7 +140,8 @@ def trained(images: Tensor, labels: Tensor, inputs: int, epochs: int) -> tuple[T
     """Features with a one, (n, inputs + 1), and the head's weights, of a small network trained here."""
     classes = int(labels.max()) + 1
     body = nn.Sequential(
-        *_step(3, 32, 2), *_step(32, 64, 2), *_step(64, 128, 2), *_step(128, inputs, 1),
+        *_step(3, 32, 3, 2), *_step(32, 64, 3, 1), *_step(64, 64, 3, 2), *_step(64, 128, 3, 2),
+        *_step(128, 128, 3, 1), *_step(128, inputs, 1, 1),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(),
     )  # fmt: skip
     net = nn.Sequential(body, nn.Linear(inputs, classes)).to(memory_format=torch.channels_last)
@@ -166,8 +167,8 @@ def trained(images: Tensor, labels: Tensor, inputs: int, epochs: int) -> tuple[T
     return F.pad(features, (0, 1), value=1.0).clone(), weights
 
 
-def _step(channels: int, wider: int, stride: int) -> list[nn.Module]:
-    convolution = nn.Conv2d(channels, wider, 3, stride, 1, bias=False)
+def _step(channels: int, wider: int, size: int, stride: int) -> list[nn.Module]:
+    convolution = nn.Conv2d(channels, wider, size, stride, size // 2, bias=False)
     return [convolution, nn.BatchNorm2d(wider), nn.ReLU()]
 
 
