@@ -220,6 +220,17 @@ def test_the_overhead_benchmark_runs():
     assert all(value >= 0 for value in found.values())
 
 
+def test_the_engine_benchmark_runs(tmp_path):
+    sizes = ["10,60,900", "300,40,1200"]
+    script = EXAMPLES / "benchmarks" / "engine.py"
+    run_python(script, "--cases", *sizes, "--default-only", "--json", tmp_path / "e.json")
+    rows = json.loads((tmp_path / "e.json").read_text())["rows"]
+    ours = [row for row in rows if row["way"] == "default"]
+    assert [row["kind"] for row in ours] == ["ExactFactorised", "MatrixFree"]
+    assert all(0 < row["parameters"] < 1 for row in ours)
+    assert all(row["residual"] <= 1e-3 for row in ours)
+
+
 def test_the_iteration_benchmark_runs():
     options = ["--samples=5000", "--repeats=1", "--json"]
     output = run_python(EXAMPLES / "benchmarks" / "iteration.py", *options)

@@ -229,9 +229,8 @@ def main() -> None:
             str(row["peak_gib"]),
         )
     Console(width=120).print(table)
-    text = json.dumps(
-        {"settings": {k: str(v) for k, v in vars(options).items()}, "rows": rows}, indent=1
-    )
+    settings = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
+    text = json.dumps({"settings": settings, "rows": rows}, indent=1)
     if options.json:
         options.json.write_text(text + "\n")
     else:
