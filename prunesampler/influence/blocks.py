@@ -90,12 +90,10 @@ class ClassBlocks:
                 indices, weights = samples[entries], all_weights[entries] / len(measurements)
                 limit = block_samples(rank)
                 rows = _weighted_rows(measurements, indices, weights, limit, generator)
-                found = _low_rank(rows, rank, generator)
-                width = found[0].shape[1]
-                vectors[c, :, :width], values[c, :width], rest[c] = *found, 0.0
-                rest[c] = max(0.0, float(rows.square().sum() - found[1].sum())) / max(
-                    1, inputs - rank
-                )
+                columns, along = _low_rank(rows, rank, generator)
+                vectors[c, :, : len(along)], values[c, : len(along)] = columns, along
+                left = float(rows.square().sum() - along.sum())
+                rest[c] = max(0.0, left) / max(1, inputs - rank)
         return cls(vectors, values, rest, damping, measurements.hessian)
 
     def apply_inverse(self, matrix: Tensor) -> Tensor:

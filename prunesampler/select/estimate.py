@@ -18,6 +18,7 @@ from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.sparse import least_share, significant
 from prunesampler.influence.top_rows import TopHessian
 from prunesampler.select.verdict import FEW
+from prunesampler.solve.annealing import MIN_MOVES, MOVES_PER_SAMPLE, flips_per_sample
 
 SEARCHED = 4e9
 """Multiply-adds that a compiled search does in a second on one core, about."""
@@ -25,7 +26,6 @@ STEPS, INVERSES = 12, 4
 """Steps of conjugate gradients, about, and inverses: of the set and a random one, two of each."""
 LONG, LARGE = 10.0, 2**30
 """Seconds, and bytes, above which a selection is announced."""
-SWAPS, FLIPS, LEAST_MOVES = 50, 20, 1_000_000
 SWAP = 2000
 """What a swap takes beside its products, in multiply-adds."""
 
@@ -213,7 +213,7 @@ def bytes_per_sample(batch: Measurements) -> int:
 def _work(batch: Measurements, n: int, curvature: Curvature) -> Work:
     """Bytes and multiply-adds; of a curvature of the user's own only what everyone needs is known."""
     (outputs, _), (rows, columns) = batch.hessian.size(), batch.shape
-    size, moves = rows * columns, max(SWAPS * n, LEAST_MOVES)
+    size, moves = rows * columns, max(MOVES_PER_SAMPLE * n, MIN_MOVES)
     kept = batch.delta.shape[1] if isinstance(batch.hessian, TopHessian) else outputs
     inverse = STEPS * 2.0 * n * kept * columns
     gradients = 0 if isinstance(batch.hessian, TopHessian) else 4 * n * rows
@@ -237,11 +237,11 @@ def _block_work(batch: Measurements, n: int, gradients: float, inverse: float) -
     entries = len(significant(batch.delta, least_share(batch.delta))[0]) / len(batch)
     subspace = outputs * min(n, block_samples(rank)) * columns * rank * 7.0
     copies = 0.0 if batch.inputs.dtype == torch.float16 else 2.0 * n * columns
-    flips = max(FLIPS * n * min(5.0, max(1.0, n / batch.parameters)), LEAST_MOVES)
+    flips = flips_per_sample(n / batch.parameters) * n
     return Work(
         bytes=gradients + copies + 4 * n * entries * (rank + 4) + 4.0 * outputs * columns * rank,
         curvature=subspace + n * entries * columns * rank,
-        search=1.5 * flips * entries * (columns + rank),
+        search=1.5 * max(flips, MIN_MOVES) * entries * (columns + rank),
         certificate=INVERSES * inverse,
     )
 

@@ -70,6 +70,19 @@ def anneal(
     return trials.solution
 
 
+def flips_per_sample(room: float) -> float:
+    """Flips that each sample is offered by default.
+
+    Args:
+        room: Number of samples per parameter.
+
+    Example:
+        >>> flips_per_sample(0.1), flips_per_sample(2.0), flips_per_sample(100.0)
+        (20.0, 40.0, 100.0)
+    """
+    return FLIPS_PER_SAMPLE * min(MOST_ROOM, max(1.0, room))
+
+
 def _cooled(
     problem: Problem, count: int, seed: int, moves: int | None, progress: Progress | None
 ) -> Bools:
@@ -77,8 +90,7 @@ def _cooled(
     influence = problem.influence
     if isinstance(influence.whitened, SparseRows):
         room = len(influence) / math.prod(influence.gradients.shape)
-        each = FLIPS_PER_SAMPLE * min(MOST_ROOM, max(1.0, room))
-        flips = max(each * len(problem), MIN_MOVES) if moves is None else moves
+        flips = max(flips_per_sample(room) * len(problem), MIN_MOVES) if moves is None else moves
         sweeps = min(MOST_SWEEPS, max(1, round(flips / len(problem))))
         return flip(problem, count, seed, sweeps, progress)
     moves = max(MOVES_PER_SAMPLE * len(problem), MIN_MOVES) if moves is None else moves
