@@ -169,8 +169,13 @@ def _reason(facts: Mapping[str, Any], room: float | None) -> str:
         reasons.append(f"the curvature is approximate ({facts['curvature']})")
     if room is not None and room < FEW:
         reasons.append("there are few samples per parameter, so there is little to choose")
+    # Along most parameters the loss is then flat: their own shift says little of the model.
+    flat = room is not None and room < 1 and facts.get("metric") == "parameter_distance"
+    advice = (
+        " In units of the loss there is more: objective=KeepHead(loss_distance)." if flat else ""
+    )
     if reasons:
-        return f"The usual reason is that {', and that '.join(reasons)}."
+        return f"The usual reason is that {', and that '.join(reasons)}.{advice * flat}"
     return (
         "Few samples per parameter and an approximate curvature are the usual reasons; here look at "
         "the floors per class, the constraints and the solver."

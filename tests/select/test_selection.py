@@ -280,6 +280,8 @@ FACTS = {"parameters": 3, "curvature": "ExactCurvature", "layer": "fc", "random_
         (0.0009, 0.0009, {"random_newton_shift": 1.0}, 0.0009, ["better than a random", "0.09 %"]),
         (0.95, 0.9, {"parameters": 1, "curvature": "KroneckerCurvature"}, 0.95,
          ["The usual reason is that the curvature is approximate (KroneckerCurvature)."]),
+        (0.95, 0.9, {"parameters": 100, "metric": "parameter_distance"}, 0.95,
+         ["little to choose. In units of the loss, objective=KeepHead(loss_distance), the share is"]),
         (0.95, 0.9, {"parameters": 1, "cost": True}, 0.95,
          ["The usual reason is that the objective is another than the shift."]),
         (0.95, 0.9, {"parameters": 1}, 0.95, ["the floors per class, the constraints and the solver"]),
