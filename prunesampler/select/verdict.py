@@ -172,7 +172,7 @@ def _reason(facts: Mapping[str, Any], room: float | None) -> str:
     # Along most parameters the loss is then flat: their own shift says little of the model.
     flat = room is not None and room < 1 and facts.get("metric") == "parameter_distance"
     advice = (
-        " In units of the loss there is more: objective=KeepHead(loss_distance)." if flat else ""
+        " In units of the loss, objective=KeepHead(loss_distance), the share is mostly smaller."
     )
     if reasons:
         return f"The usual reason is that {', and that '.join(reasons)}.{advice * flat}"
