@@ -32,7 +32,7 @@ class BlockCurvature(DampedCurvature):
     Shifts that are reported are exact, to a residual of a thousandth, by conjugate gradients. What is
     approximate: the rows that a search whitens, output by output (`prunesampler.influence.blocks`),
     and estimates for single samples. Time: about ten times two products of the outputs and the inputs
-    of all samples for each reported shift. Memory: ``4 C D r`` bytes for blocks of rank r = 64.
+    of all samples for each reported shift. Memory: ``4 C D r`` bytes for blocks of rank r, 64 to 256.
 
     Args:
         damping: Added to the diagonal; give the weight decay in use. By default see
@@ -104,13 +104,13 @@ def default_damping(measurements: Measurements) -> float:
 class AutoCurvature(DampedCurvature):
     """The default: `ExactCurvature` while one matrix is quick and small, else `BlockCurvature`.
 
-    Shifts that are reported are exact either way, but for layers of more than 256 outputs, of which each
-    sample keeps the 64 most probable (`prunesampler.influence.top`). The choice rests on the numbers of samples and of
-    parameters alone, not on the machine, so the same run selects the same samples anywhere.
+    Shifts that are reported are exact either way, but for layers of more than 256 outputs, of which
+    each sample keeps the 64 most probable (`prunesampler.influence.top`). The choice rests on the
+    numbers of samples and of parameters alone, not on the machine.
 
     Args:
-        damping: Added to the diagonal; give the weight decay in use. By default 1e-3 of the mean
-            eigenvalue.
+        damping: Added to the diagonal; give the weight decay in use. By default that of the curvature
+            that is chosen.
 
     Example:
         >>> AutoCurvature(damping=0.1).of(num_samples=50_000, parameters=585)
