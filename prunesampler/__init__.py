@@ -10,6 +10,7 @@ from prunesampler.influence.curvature import (
 from prunesampler.influence.influence import Influence, loss_distance, parameter_distance
 from prunesampler.measure.gradients import HeadGradients
 from prunesampler.measure.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
+from prunesampler.measure.tokens import TokenCrossEntropy
 from prunesampler.pruner import InfluencePruner
 from prunesampler.sampling.loaders import replace_sampler
 from prunesampler.sampling.sampler import InfluencePrunedSampler
@@ -43,6 +44,7 @@ __all__ = [
     "Selection",
     "SquaredError",
     "Target",
+    "TokenCrossEntropy",
     "anneal",
     "loss_distance",
     "parameter_distance",

@@ -71,8 +71,7 @@ def el2n(scores: Scores) -> Tensor:
         >>> el2n(pruner.measure(torch.nn.Linear(4, 3))).shape
         torch.Size([60])
     """
-    error: Tensor = scores.measurements.delta.double().norm(dim=1)
-    return error
+    return scores.measurements.errors
 
 
 def grand(scores: Scores) -> Tensor:

@@ -28,6 +28,7 @@ from prunesampler.measure.losses import ClosedFormLoss, CrossEntropy
 from prunesampler.measure.measurer import Measurer
 from prunesampler.measure.probing import check_collate, explained, probe
 from prunesampler.measure.reading import Reading
+from prunesampler.measure.tokens import TokenCrossEntropy
 from prunesampler.report.text import tell
 from prunesampler.sampling.loaders import check_batches
 from prunesampler.select.arguments import check_objects
@@ -56,7 +57,8 @@ class InfluencePruner:
             that computes the same. Default: the last one that runs.
         losses: ``losses(model, batch)`` returns one unreduced loss per sample, shape (b,). Default:
             cross-entropy on a batch ``(x, y)`` or a mapping with ``labels``; for other batches give
-            ``CrossEntropy(run=lambda model, batch: (logits, targets))``.
+            ``CrossEntropy(run=lambda model, batch: (logits, targets))``, for a loss at every token of a
+            sequence `TokenCrossEntropy()`.
         labels: Class of every sample, for floors per class; default: the labels that the loss sees.
         gradients: Function that measures a batch in place of ``head`` and ``losses``.
         curvature: Approximation of the loss's curvature; default `AutoCurvature()`. Its damping
@@ -142,7 +144,8 @@ class InfluencePruner:
             gradients=gradients,
             reading=reading,
             progress=progress,
-            keep=Announced(
+            keep=self._selector.curvature.keep,
+            announce=Announced(
                 self.num_samples,
                 self._selector.curvature,
                 on_disk=storage is not None,
@@ -152,7 +155,8 @@ class InfluencePruner:
         )
         self.dataset, self.progress = score_dataset, progress
         self._own_collate = collate_fn is not None or like is not None
-        self._own_losses = gradients is None and not isinstance(losses, ClosedFormLoss)
+        known = (ClosedFormLoss, TokenCrossEntropy)
+        self._own_losses = gradients is None and not isinstance(losses, known)
         self.outline: str | None = None  # set once a few samples were read
         self._probed = False  # whether the processes have compared their outlines
 

@@ -20,6 +20,7 @@ from prunesampler import (
     InfluencePruner,
     PruningCallback,
     SquaredError,
+    TokenCrossEntropy,
     anneal,
 )
 
@@ -93,6 +94,22 @@ def select_after_uneven_buffers():
         model[1].running_mean += 1
     kept = pruner(data()).select(model).kept.tolist()
     return {"kept": kept, "mean": float(model[1].running_mean.mean())}
+
+
+def sequences():
+    """Texts of different lengths, whose tokens have losses of their own."""
+    draw = torch.Generator().manual_seed(0)
+    words = [torch.randint(0, 9, (1 + i % 7,), generator=draw) for i in range(90)]
+    pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
+
+    def padded(texts):
+        return pad(texts), pad([text % 4 for text in texts], padding_value=-100)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 4))
+    options = {"losses": TokenCrossEntropy(), "collate_fn": padded, "batch_size": 8}
+    selection = pruner(words, **options).select(model)
+    return {"kept": selection.kept.tolist(), "shift": selection.shift}
 
 
 def more_ranks_than_batches():

@@ -7,7 +7,10 @@ from conftest import Jobs
 from prunesampler.base.processes import LocalGroup, current_group
 
 pytestmark = pytest.mark.slow
-ALONE = ["select", "select_after_uneven_buffers", "more_ranks_than_batches", "bitwise", "trial"]
+ALONE = [
+    "select", "select_after_uneven_buffers", "more_ranks_than_batches", "bitwise", "trial", "stored",
+    "sequences",
+]  # fmt: skip
 SEVERAL = [
     "plain_ranks", "bad_sample", "bad_budget", "different_seeds", "different_data", "different_pruners",
     "different_models", "different_losses", "refused_on_one_rank", "gathered", "no_room",
@@ -35,6 +38,22 @@ def test_batch_norm_statistics_that_differ_between_ranks():
     first, second = job("select_after_uneven_buffers", 2)
     assert first["kept"] == second["kept"] == alone["kept"]
     assert second["mean"] == pytest.approx(first["mean"] + 1)
+
+
+def test_measurements_on_a_disk_give_the_same_set_and_leave_nothing_there():
+    (plain,), (alone,), ranks = job("select", 1), job("stored", 1), job("stored", 2)
+    for line in (alone, *ranks):
+        assert (line["kept"], line["shift"]) == (plain["kept"], plain["shift"])
+        assert line["left"] == []
+    assert alone["files"] > 0
+    # A file for each tensor of a rank's part, and on rank 0 another for that of all ranks.
+    assert [line["files"] for line in ranks] == [2 * alone["files"], alone["files"]]
+
+
+def test_sequences_of_different_lengths_come_together():
+    (alone,), ranks = job("sequences", 1), job("sequences", 2)
+    assert len(alone["kept"]) == 54
+    assert all((line["kept"], line["shift"]) == (alone["kept"], alone["shift"]) for line in ranks)
 
 
 def test_a_rank_without_a_batch():

@@ -14,7 +14,7 @@ from prunesampler.influence.curvature import (
 )
 from prunesampler.influence.factorised import Factorised
 from prunesampler.influence.matrix_free import MatrixFree
-from prunesampler.influence.measurements import Measurements
+from prunesampler.influence.sequences import Measured
 from prunesampler.influence.top import kept_outputs
 
 MOST_PRODUCTS = 1e12
@@ -49,7 +49,7 @@ class BlockCurvature(DampedCurvature):
         tensor([[2.]], dtype=torch.float64)
     """
 
-    def factorise(self, measurements: Measurements, damping: float | None = None) -> MatrixFree:
+    def factorise(self, measurements: Measured, damping: float | None = None) -> MatrixFree:
         """Prepare the products, and the blocks that guide them.
 
         Raises:
@@ -65,7 +65,7 @@ class BlockCurvature(DampedCurvature):
             )
         return MatrixFree(measurements, ClassBlocks.of(measurements, chosen), chosen)
 
-    def keep(self, measurements: Measurements) -> Measurements:
+    def keep(self, measurements: Measured) -> Measured:
         """The most probable outputs of each sample, where a softmax has many.
 
         Raises:
@@ -73,13 +73,13 @@ class BlockCurvature(DampedCurvature):
         """
         return kept_outputs(measurements)
 
-    def refactorise(self, measurements: Measurements, near: Factorised) -> MatrixFree:
+    def refactorise(self, measurements: Measured, near: Factorised) -> MatrixFree:
         """The products of these samples, guided by the blocks of ``near``."""
         guide = near.near if isinstance(near, MatrixFree) else near
         return MatrixFree(measurements, guide, near.damping)
 
 
-def default_damping(measurements: Measurements) -> float:
+def default_damping(measurements: Measured) -> float:
     """A thousandth of the mean eigenvalue, over as many eigenvalues as there are samples at most.
 
     With fewer samples than parameters most eigenvalues are zero. A damping beside their mean would be
@@ -94,9 +94,10 @@ def default_damping(measurements: Measurements) -> float:
         >>> default_damping(Measurements(delta, inputs, hessian, losses))  # eigenvalues 10 and 0
         0.01
     """
-    fewer = min(len(measurements), measurements.parameters)
+    fewer = min(len(measurements.tokens), measurements.parameters)
     trace = measurements.mean_eigenvalue() * measurements.parameters
-    looked_at = measurements.inputs[:: max(1, len(measurements) // 4096)].double()
+    inputs = measurements.tokens.inputs
+    looked_at = inputs[:: max(1, len(inputs) // 4096)].double()
     return max(DEFAULT_DAMPING * trace / fewer, CERTAIN * float(looked_at.square().sum(1).mean()))
 
 
@@ -120,13 +121,13 @@ class AutoCurvature(DampedCurvature):
     """
 
     def of(self, num_samples: int, parameters: int) -> Curvature:
-        """The curvature for this number n of samples and R of parameters."""
+        """The curvature for this number n of samples, or of tokens, and R of parameters."""
         products = num_samples * parameters**2 + parameters**3 / 3
         if parameters <= LARGEST and products <= MOST_PRODUCTS:
             return ExactCurvature(damping=self.damping, max_size=LARGEST)
         return BlockCurvature(damping=self.damping)
 
-    def keep(self, measurements: Measurements) -> Measurements:
+    def keep(self, measurements: Measured) -> Measured:
         """See `BlockCurvature`, which is chosen for all layers whose outputs are not all kept.
 
         Raises:
@@ -134,24 +135,25 @@ class AutoCurvature(DampedCurvature):
         """
         return kept_outputs(measurements) if measurements.parameters > LARGEST else measurements
 
-    def check(self, measurements: Measurements, num_samples: int) -> None:
+    def check(self, measurements: Measured, num_samples: int) -> None:
         """See the curvature that is chosen.
 
         Raises:
             ValueError: If the loss has no curvature on these samples.
         """
-        self.of(num_samples, measurements.parameters).check(measurements, num_samples)
+        tokens = num_samples * len(measurements.tokens) // len(measurements)
+        self.of(tokens, measurements.parameters).check(measurements, num_samples)
 
-    def factorise(self, measurements: Measurements, damping: float | None = None) -> Factorised:
+    def factorise(self, measurements: Measured, damping: float | None = None) -> Factorised:
         """Factorise with the curvature that is chosen for these samples.
 
         Raises:
             ValueError: If the curvature is not positive definite.
         """
-        chosen = self.of(len(measurements), measurements.parameters)
+        chosen = self.of(len(measurements.tokens), measurements.parameters)
         return chosen.factorise(measurements, damping)
 
-    def refactorise(self, measurements: Measurements, near: Factorised) -> Factorised:
+    def refactorise(self, measurements: Measured, near: Factorised) -> Factorised:
         """See the curvature that made ``near``."""
         if isinstance(near, MatrixFree):
             return BlockCurvature().refactorise(measurements, near)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prunesampler.influence.hessians import OutputHessian
 from prunesampler.influence.measurements import Measurements
-from prunesampler.influence.rows import RankOne
+from prunesampler.influence.sequences import Measured, Rows, SequenceRows
 from prunesampler.influence.sparse import (
     LOOKED_AT,
     PART,
@@ -31,6 +31,8 @@ from prunesampler.influence.top_rows import TopRows
 
 LEAST_RANK, MOST_RANK, RANKS = 64, 256, 4096
 """Rank of a block: so high that all ranks add up to ``RANKS``, within these limits."""
+NUMBERS = 2**28
+"""Most numbers in all blocks: beyond, as for a vocabulary, ranks are lower, but at least 8."""
 SPARE_COLUMNS, ROUNDS = 8, 2
 """Columns beyond the rank, and rounds, of the subspace iteration."""
 SAMPLES = 1024
@@ -70,7 +72,7 @@ class ClassBlocks:
     hessian: OutputHessian
 
     @classmethod
-    def of(cls, measurements: Measurements, damping: float, seed: int = 0) -> ClassBlocks:
+    def of(cls, measurements: Measured, damping: float, seed: int = 0) -> ClassBlocks:
         """The blocks of these samples.
 
         Args:
@@ -79,17 +81,18 @@ class ClassBlocks:
             seed: Seed of the subspace iteration and of the samples that are drawn.
         """
         generator = torch.Generator().manual_seed(seed)
-        outputs, inputs = measurements.hessian.size()[0], measurements.inputs.shape[1]
+        outputs, inputs = measurements.hessian.size()[0], measurements.shape[1]
         rank = block_rank(outputs, inputs)
         vectors = torch.zeros(outputs, inputs, rank)
         values, rest = torch.zeros(outputs, rank), torch.zeros(outputs)
-        samples, at, all_weights = measurements.output_weights(NEGLIGIBLE)
+        tokens = measurements.tokens  # of which the curvature is the mean
+        samples, at, all_weights = tokens.output_weights(NEGLIGIBLE)
         counts = torch.bincount(at, minlength=outputs).tolist()
         for c, entries in enumerate(torch.split(at.argsort(stable=True), counts)):
             if len(entries):
-                indices, weights = samples[entries], all_weights[entries] / len(measurements)
+                indices, weights = samples[entries], all_weights[entries] / len(tokens)
                 limit = block_samples(rank)
-                rows = _weighted_rows(measurements, indices, weights, limit, generator)
+                rows = _weighted_rows(tokens, indices, weights, limit, generator)
                 columns, along = _low_rank(rows, rank, generator)
                 vectors[c, :, : len(along)], values[c, : len(along)] = columns, along
                 left = float(rows.square().sum() - along.sum())
@@ -114,26 +117,37 @@ class ClassBlocks:
         excess = base[:, None] - (self.values + damping) ** -power
         return base, excess.clamp(min=0)
 
-    def whiten(self, rows: RankOne | TopRows) -> SparseRows:
+    def whiten(self, rows: Rows) -> SparseRows:
         """Rows whitened by the blocks with a tenth of the damping; small entries are dropped."""
-        base, excess = self._weights(LIGHT * self.damping)
-        samples, outputs, values = self._entries(rows)
+        return self._sparse(rows, LIGHT * self.damping, 1)
+
+    def _sparse(self, rows: Rows, damping: float, power: int) -> SparseRows:
+        """Rows whose inner products are those of ``rows`` with ``M^-power`` between them."""
+        base, excess = self._weights(damping, power)
+        samples, places, outputs, values = self._entries(rows)
         inputs, scale = halves(rows.right)
         # The same rounded inputs for both parts of the norm: they nearly cancel where it curves most.
         rounded = torch.from_numpy(inputs.view(np.float16))
         return SparseRows(
             starts=_starts(samples, len(rows)),
+            places=places.int().numpy(),
             outputs=outputs.int().numpy(),
             values=(values * scale).numpy(),
-            projected=self._projected(rounded, samples, outputs, excess.sqrt()).numpy(),
+            projected=self._projected(rounded, places, outputs, excess.sqrt()).numpy(),
             inputs=inputs,
             base=base.numpy(),
         )
 
-    def _entries(self, rows: RankOne | TopRows) -> tuple[Tensor, Tensor, Tensor]:
-        """Samples, outputs and values of the gradients with respect to outputs that are not small."""
+    def _entries(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Samples, inputs, outputs and values of the gradients by outputs that are not small."""
+        if isinstance(rows, SequenceRows):
+            tokens, _, outputs, values = self._entries(rows.tokens)
+            samples = rows.owners()[tokens]
+            order = (samples * len(self.rest) + outputs).argsort(stable=True)
+            return samples[order], tokens[order], outputs[order], rows.scale * values[order]
         if isinstance(rows, TopRows):
-            return rows.entries()
+            samples, outputs, values = rows.entries()
+            return samples, samples, outputs, values
         looked_at = rows.left[:: max(1, len(rows) // LOOKED_AT)]
         least = least_share(self.hessian.expand(looked_at[..., None])[..., 0])
         found = []
@@ -142,38 +156,34 @@ class ClassBlocks:
             samples, outputs = significant(delta, least)
             found.append((samples + start, outputs, delta[samples, outputs]))
         samples, outputs, values = (torch.cat(part) for part in zip(*found, strict=True))
-        return samples, outputs, values
+        return samples, samples, outputs, values
 
-    def _projected(self, inputs: Tensor, samples: Tensor, outputs: Tensor, scale: Tensor) -> Tensor:
-        """``scale_c * U_c^T a_i`` for every entry, shape (nnz, r)."""
-        found = torch.empty(len(samples), self.vectors.shape[2])
+    def _projected(self, inputs: Tensor, places: Tensor, outputs: Tensor, scale: Tensor) -> Tensor:
+        """``scale_c * U_c^T a`` for every entry, shape (nnz, r)."""
+        found = torch.empty(len(places), self.vectors.shape[2])
         counts = torch.bincount(outputs, minlength=len(self.rest)).tolist()
         for c, entries in enumerate(torch.split(outputs.argsort(stable=True), counts)):
             if len(entries):
-                found[entries] = inputs[samples[entries]].float() @ (self.vectors[c] * scale[c])
+                found[entries] = inputs[places[entries]].float() @ (self.vectors[c] * scale[c])
         return found
 
-    def squares(self, rows: RankOne | TopRows, mean: Tensor, power: int) -> Tensor:
+    def squares(self, rows: Rows, mean: Tensor, power: int) -> Tensor:
         """``(g_i - mean)^T M^-power (g_i - mean)`` with the blocks M, shape (n,), float64."""
-        base, excess = self._weights(self.damping, power)
-        samples, outputs, values = self._entries(rows)
-        along = self._projected(rows.right, samples, outputs, excess.sqrt()).square().sum(1)
-        parts = (rows.right[start : start + PART] for start in range(0, len(rows), PART))
-        norms = torch.cat([part.float().square().sum(1) for part in parts])
-        own = values.square() * (base[outputs] * norms[samples] - along)
-        total = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, samples, own.double())
+        own = torch.from_numpy(self._sparse(rows, self.damping, power).squares())
         centre = self._inverse_power(mean, power)
-        return (total - 2 * rows.inner(centre) + (mean * centre).sum()).clamp(min=0)
+        return (own - 2 * rows.inner(centre) + (mean * centre).sum()).clamp(min=0)
 
 
 def block_rank(outputs: int, inputs: int) -> int:
     """Rank of the blocks of a layer: the fewer outputs, the higher.
 
     Example:
-        >>> block_rank(10, 1281), block_rank(100, 513), block_rank(1000, 33)
-        (256, 64, 32)
+        >>> block_rank(10, 1281), block_rank(100, 513), block_rank(1000, 33), block_rank(32_000, 768)
+        (256, 64, 32, 10)
     """
-    return min(max(LEAST_RANK, min(MOST_RANK, RANKS // outputs)), max(1, inputs - 1))
+    wanted = max(LEAST_RANK, min(MOST_RANK, RANKS // outputs))
+    fitting = max(8, NUMBERS // (outputs * inputs))
+    return min(wanted, fitting, max(1, inputs - 1))
 
 
 def block_samples(rank: int) -> int:

@@ -12,8 +12,8 @@ from prunesampler.base.indices import complement
 from prunesampler.influence.curvature import Curvature
 from prunesampler.influence.factorised import Factorised
 from prunesampler.influence.influence import Influence
-from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.rows import CHUNK
+from prunesampler.influence.sequences import Measured
 
 LANCZOS_STEPS, LANCZOS_TOLERANCE = 80, 1e-4
 """Largest number of steps, and the relative change of the eigenvalue at which they end."""
@@ -141,7 +141,7 @@ def loss_bound(bound: float, inputs: Tensor, lipschitz: float) -> float:
 
 
 def kept_curvature(
-    curvature: Curvature, measurements: Measurements, influence: Influence, pruned: Tensor
+    curvature: Curvature, measurements: Measured, influence: Influence, pruned: Tensor
 ) -> tuple[Factorised, float | None]:
     """Curvature of the samples that stay, and its share of the full one (`curvature_share`).
 
@@ -195,7 +195,7 @@ def random_shift(influence: Influence, size: int, seed: int, draws: int | None =
 
 
 def random_newton_shift(
-    curvature: Curvature, measurements: Measurements, influence: Influence, size: int, seed: int
+    curvature: Curvature, measurements: Measured, influence: Influence, size: int, seed: int
 ) -> float | None:
     """Norm of the Newton shift of one random set, or None if no sample is to be pruned.
 

@@ -22,7 +22,7 @@ from prunesampler.influence.factorised import (
 )
 from prunesampler.influence.hessians import DenseHessian
 from prunesampler.influence.matrix_free import MatrixFree
-from prunesampler.influence.measurements import Measurements
+from prunesampler.influence.sequences import Measured, check_rank_one
 
 SINGLE = 1e-5
 """Damping below this share of the largest diagonal entry would drown in float32 rounding."""
@@ -38,7 +38,7 @@ class Curvature(Protocol):
     For a curvature of your own, inherit from this class and write ``factorise``.
     """
 
-    def factorise(self, measurements: Measurements, damping: float | None = None) -> Factorised:
+    def factorise(self, measurements: Measured, damping: float | None = None) -> Factorised:
         """Factorise the curvature of these samples.
 
         Args:
@@ -46,7 +46,7 @@ class Curvature(Protocol):
             damping: Replaces the curvature's own damping.
         """
 
-    def refactorise(self, measurements: Measurements, near: Factorised) -> Factorised:
+    def refactorise(self, measurements: Measured, near: Factorised) -> Factorised:
         """Factorise the curvature of nearly the same samples, with the same damping.
 
         Args:
@@ -55,11 +55,11 @@ class Curvature(Protocol):
         """
         return self.factorise(measurements, near.damping)
 
-    def keep(self, measurements: Measurements) -> Measurements:
+    def keep(self, measurements: Measured) -> Measured:
         """What to keep of a batch's measurements until all are there; by default everything."""
         return measurements
 
-    def check(self, measurements: Measurements, num_samples: int) -> None:
+    def check(self, measurements: Measured, num_samples: int) -> None:
         """Check on a few samples whether all can be factorised; by default this checks nothing.
 
         Args:
@@ -83,7 +83,7 @@ class DampedCurvature(Curvature):
                 f"damping must be zero or more, got {self.damping}; give the weight decay in use"
             )
 
-    def check(self, measurements: Measurements, num_samples: int) -> None:
+    def check(self, measurements: Measured, num_samples: int) -> None:
         """Check that a loss of the user's own has curvature.
 
         Raises:
@@ -121,7 +121,7 @@ class ExactCurvature(DampedCurvature):
 
     max_size: int = 8192
 
-    def check(self, measurements: Measurements, num_samples: int) -> None:
+    def check(self, measurements: Measured, num_samples: int) -> None:
         """Check the size R of the matrix, and that a loss of the user's own has curvature.
 
         Raises:
@@ -130,7 +130,7 @@ class ExactCurvature(DampedCurvature):
         self._check_size(measurements, num_samples)
         super().check(measurements, num_samples)
 
-    def _check_size(self, measurements: Measurements, num_samples: int) -> None:
+    def _check_size(self, measurements: Measured, num_samples: int) -> None:
         rows, columns = measurements.shape
         size = rows * columns
         if size > self.max_size:
@@ -141,10 +141,8 @@ class ExactCurvature(DampedCurvature):
                 "AutoCurvature(), the default, which takes any size, or a larger max_size"
             )
 
-    def factorise(
-        self, measurements: Measurements, damping: float | None = None
-    ) -> ExactFactorised:
-        """Factorise the mean GGN twice: with its damping, and with the smaller one of whitened rows.
+    def factorise(self, measurements: Measured, damping: float | None = None) -> ExactFactorised:
+        """Factorise the mean GGN with its damping, and if that is large with less for whitened rows.
 
         Raises:
             ValueError: If R is above ``max_size``, or the curvature is not positive definite.
@@ -159,8 +157,10 @@ class ExactCurvature(DampedCurvature):
             del matrix  # before another of its size is made
             matrix = measurements.gauss_newton(torch.float64)
         light = max(SINGLE * largest, min(chosen, SEARCH_DAMPING * float(matrix.trace()) / size))
-        light_cholesky, _ = _damp_and_factorise(matrix, light)
-        cholesky, failed = _damp_and_factorise(matrix, chosen - light)  # chosen in all
+        light_cholesky, failed = _damp_and_factorise(matrix, light)
+        cholesky = light_cholesky
+        if chosen != light:  # else the same again, in a third of all the time
+            cholesky, failed = _damp_and_factorise(matrix, chosen - light)  # chosen in all
         if failed:
             raise ValueError(
                 f"the curvature is not positive definite with damping={chosen:.3g}, beside a largest "
@@ -171,7 +171,7 @@ class ExactCurvature(DampedCurvature):
             )
         return ExactFactorised(cholesky, light_cholesky, chosen)
 
-    def refactorise(self, measurements: Measurements, near: Factorised) -> MatrixFree:
+    def refactorise(self, measurements: Measured, near: Factorised) -> MatrixFree:
         """Products with the curvature of these samples, and inverses by conjugate gradients.
 
         They take less work than another factorisation, as ``near`` preconditions them. The norm of an
@@ -203,17 +203,28 @@ class KroneckerCurvature(DampedCurvature):
         0.005
     """
 
+    def check(self, measurements: Measured, num_samples: int) -> None:
+        """Check that the samples are no sequences, and that a loss of the user's own has curvature.
+
+        Raises:
+            ValueError: If they are, or it has none on these samples.
+        """
+        check_rank_one(measurements, type(self).__name__)
+        super().check(measurements, num_samples)
+
     def factorise(
-        self, measurements: Measurements, damping: float | None = None
+        self, measurements: Measured, damping: float | None = None
     ) -> KroneckerFactorised:
         """Factorise both Kronecker factors into eigenvalues and eigenvectors.
 
         Raises:
             ValueError: If the damping is zero, or no damping is given and the curvature is zero.
         """
+        check_rank_one(measurements, type(self).__name__)
         given = self.damping if damping is None else damping
         check_curved(measurements, given)
-        left, right = (torch.linalg.eigh(part) for part in measurements.kronecker_factors())
+        factors = measurements.tokens.kronecker_factors()
+        left, right = (torch.linalg.eigh(part) for part in factors)
         mean = float(left[0].mean() * right[0].mean())
         chosen = DEFAULT_DAMPING * mean if given is None else given
         if chosen <= 0:
@@ -240,11 +251,9 @@ class IdentityCurvature(Curvature):
         15
     """
 
-    def factorise(
-        self, measurements: Measurements, damping: float | None = None
-    ) -> IdentityFactorised:
+    def factorise(self, measurements: Measured, damping: float | None = None) -> IdentityFactorised:
         """Return the identity, whatever the samples."""
-        del measurements, damping
+        check_rank_one(measurements, type(self).__name__)
         return IdentityFactorised()
 
 
@@ -258,7 +267,7 @@ def _damp_and_factorise(matrix: Tensor, damping: float) -> tuple[Tensor, bool]:
     return cholesky, bool(failed)
 
 
-def check_curved(measurements: Measurements, damping: float | None) -> None:
+def check_curved(measurements: Measured, damping: float | None) -> None:
     """Check that there is curvature, or a damping in its place.
 
     Raises:
@@ -274,7 +283,7 @@ def check_curved(measurements: Measurements, damping: float | None) -> None:
     """
     if damping:
         return
-    if not any(chunk.hessian.total().any() for chunk in measurements.chunks()):
+    if not any(chunk.hessian.total().any() for chunk in measurements.tokens.chunks()):
         raise ValueError(
             f"the curvature of all {len(measurements)} samples measured is zero: the loss has no "
             "curvature in the layer's output (as L1, or Huber's loss far from its target, or a "
@@ -282,7 +291,7 @@ def check_curved(measurements: Measurements, damping: float | None) -> None:
             "with a smooth loss, as losses=SquaredError(), or give the curvature damping=, the "
             "weight decay in use, or take curvature=IdentityCurvature()"
         )
-    if not measurements.inputs.any():
+    if not measurements.tokens.inputs.any():
         raise ValueError(
             f"the curvature of all {len(measurements)} samples measured is zero: every input of the "
             "layer is zero, so it has learnt nothing yet; choose another layer with head=, or give "

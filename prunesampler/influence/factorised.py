@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prunesampler.influence.rows import CHUNK, RankOne
+from prunesampler.influence.sequences import SequenceRows
 from prunesampler.influence.sparse import SparseRows
 
 
@@ -25,14 +26,14 @@ class Factorised(Protocol):
     def multiply(self, matrix: Tensor) -> Tensor:
         """``H`` applied to a matrix of shape (K, D), or to a stack of them, in float64."""
 
-    def whiten(self, rows: RankOne) -> RankOne | SparseRows:
+    def whiten(self, rows: RankOne | SequenceRows) -> RankOne | SparseRows:
         """Rows in coordinates where the curvature is about the identity: ``L^-1 g``, ``H = L L^T``.
 
         Solvers work in these coordinates because all directions weigh the same. A set that shifts
         nothing does so in any coordinates; reported norms never come from whitened rows.
         """
 
-    def squares(self, rows: RankOne, mean: Tensor, power: int) -> Tensor | None:
+    def squares(self, rows: RankOne | SequenceRows, mean: Tensor, power: int) -> Tensor | None:
         """``(g_i - mean)^T H^-power (g_i - mean)`` for every row, shape (n,), float64.
 
         None if no closed form is known; then the inverse is applied to every row.
@@ -76,10 +77,10 @@ class ExactFactorised:
         flat = matrix.double().reshape(-1, len(self.cholesky))
         return (flat @ self.cholesky @ self.cholesky.T).reshape(matrix.shape)
 
-    def squares(self, rows: RankOne, mean: Tensor, power: int) -> None:
+    def squares(self, rows: RankOne | SequenceRows, mean: Tensor, power: int) -> None:
         """None: there is no closed form."""
 
-    def whiten(self, rows: RankOne) -> RankOne:
+    def whiten(self, rows: RankOne | SequenceRows) -> RankOne:
         """``L^-1 g_i``: dense rows of shape (1, R), float32, ``4 n R`` bytes.
 
         ``L`` is ``light``, with less damping: where damping outweighs the curvature, rows would have
@@ -126,8 +127,9 @@ class KroneckerFactorised:
         rotated = self.left_vectors.T @ matrix.double() @ self.right_vectors
         return self.left_vectors @ (rotated * scale) @ self.right_vectors.T
 
-    def squares(self, rows: RankOne, mean: Tensor, power: int) -> Tensor:
+    def squares(self, rows: RankOne | SequenceRows, mean: Tensor, power: int) -> Tensor:
         """See :class:`Factorised`; in the basis of eigenvectors the curvature is diagonal."""
+        assert isinstance(rows, RankOne)
         weights = self._values() ** -power
         centre = self.left_vectors.T @ mean @ self.right_vectors
         turned = (
@@ -136,11 +138,12 @@ class KroneckerFactorised:
         )
         return torch.cat([chunk.squares(centre, weights) for chunk in turned])
 
-    def whiten(self, rows: RankOne) -> RankOne:
+    def whiten(self, rows: RankOne | SequenceRows) -> RankOne:
         """Rows whitened by each factor separately, so still rank one: ``4 n (K + D)`` bytes.
 
         The damping is split between the factors in proportion to their mean eigenvalues.
         """
+        assert isinstance(rows, RankOne)
         ratio = float((self.left_values.mean() / self.right_values.mean().clamp(min=1e-30)) ** 0.5)
         ratio = ratio or 1.0
         left = (self.left_values + self.damping**0.5 * ratio).rsqrt()
@@ -171,11 +174,13 @@ class IdentityFactorised:
         """The matrix itself, in float64."""
         return matrix.double()
 
-    def whiten(self, rows: RankOne) -> RankOne:
+    def whiten(self, rows: RankOne | SequenceRows) -> RankOne:
         """The rows themselves, in float32."""
+        assert isinstance(rows, RankOne)
         return RankOne(rows.left.float(), rows.right.float())
 
-    def squares(self, rows: RankOne, mean: Tensor, power: int) -> Tensor:
+    def squares(self, rows: RankOne | SequenceRows, mean: Tensor, power: int) -> Tensor:
         """Squared distance of every row from ``mean``, shape (n,), float64."""
         del power
+        assert isinstance(rows, RankOne)
         return rows.squares(mean, torch.ones_like(mean))

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from prunesampler.influence.factorised import Factorised, IdentityFactorised
 from prunesampler.influence.rows import RankOne
+from prunesampler.influence.sequences import SequenceRows
 from prunesampler.influence.sparse import SparseRows
 
 Metric = Callable[[Factorised, Tensor], Tensor]
@@ -63,7 +64,7 @@ class Influence:
 
     Args:
         gradients: Per-sample gradients, n rank-one matrices of shape (K, D), or of layers with many
-            outputs what stands for them, `prunesampler.influence.top_rows.TopRows`.
+            outputs, and of sequences, what stands for them (`prunesampler.influence.sequences.Rows`).
         mean: Subtracted from every gradient, shape (K, D), float64.
         factorised: The factorised curvature.
         whitened: The whitened gradients, of any shape; solvers search among these.
@@ -77,7 +78,7 @@ class Influence:
         (0.0, True)
     """
 
-    gradients: RankOne
+    gradients: RankOne | SequenceRows
     mean: Tensor
     factorised: Factorised
     whitened: RankOne | SparseRows
@@ -87,7 +88,7 @@ class Influence:
     @classmethod
     def build(
         cls,
-        gradients: RankOne,
+        gradients: RankOne | SequenceRows,
         factorised: Factorised,
         *,
         center: bool = True,

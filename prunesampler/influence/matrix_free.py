@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from prunesampler.influence.conjugate import conjugate_gradients
-from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.rows import RankOne
+from prunesampler.influence.sequences import Measured, SequenceRows
 from prunesampler.influence.sparse import SparseRows
 
 
@@ -20,10 +20,10 @@ class Approximation(Protocol):
     def apply_inverse(self, matrix: Tensor) -> Tensor:
         """About ``H^-1`` applied to matrices of shape (..., K, D), in float64."""
 
-    def whiten(self, rows: RankOne) -> RankOne | SparseRows:
+    def whiten(self, rows: RankOne | SequenceRows) -> RankOne | SparseRows:
         """Rows in coordinates where the curvature is about the identity."""
 
-    def squares(self, rows: RankOne, mean: Tensor, power: int) -> Tensor | None:
+    def squares(self, rows: RankOne | SequenceRows, mean: Tensor, power: int) -> Tensor | None:
         """About ``(g_i - mean)^T H^-power (g_i - mean)`` for every row, shape (n,), float64."""
 
 
@@ -51,7 +51,7 @@ class MatrixFree:
         tensor([[2.]], dtype=torch.float64)
     """
 
-    measurements: Measurements
+    measurements: Measured
     near: Approximation
     damping: float
     residuals: list[float] = field(default_factory=list, compare=False)
@@ -72,10 +72,10 @@ class MatrixFree:
         """``H`` applied to matrices of shape (..., K, D), float64."""
         return self.measurements.curvature_product(matrix) + self.damping * matrix.double()
 
-    def whiten(self, rows: RankOne) -> RankOne | SparseRows:
+    def whiten(self, rows: RankOne | SequenceRows) -> RankOne | SparseRows:
         """Rows whitened by the approximation."""
         return self.near.whiten(rows)
 
-    def squares(self, rows: RankOne, mean: Tensor, power: int) -> Tensor | None:
+    def squares(self, rows: RankOne | SequenceRows, mean: Tensor, power: int) -> Tensor | None:
         """Squares by the approximation: one inverse for each sample would take too long."""
         return self.near.squares(rows, mean, power)

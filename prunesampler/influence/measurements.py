@@ -51,6 +51,22 @@ class Measurements:
         """The measurements of these samples, int64, ascending."""
         return self[indices]
 
+    @property
+    def tokens(self) -> Measurements:
+        """What has a loss and an input of its own: the samples themselves, if they are no sequences."""
+        return self
+
+    @property
+    def errors(self) -> Tensor:
+        """Norm of the gradient of each loss with respect to the outputs, shape (n,), float64."""
+        found: Tensor = self.delta.double().norm(dim=1)
+        return found
+
+    def finite(self) -> Tensor:
+        """Whether all that was measured of each sample is finite, shape (n,)."""
+        whole = self.delta.isfinite().all(1) & self.inputs.isfinite().all(1)
+        return whole & self.losses.isfinite()
+
     def chunks(self) -> Iterator[Measurements]:
         """Consecutive slices of at most ``CHUNK`` samples."""
         for start in range(0, len(self), CHUNK):
@@ -162,6 +178,10 @@ class Measurements:
         return parts[0].with_tensors(
             {n: torch.cat([tensors[n] for tensors in held]) for n in common}
         )
+
+    def bytes(self) -> int:
+        """Bytes that all tensors take."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors held, by name, including those of the Hessian."""

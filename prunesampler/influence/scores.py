@@ -18,6 +18,7 @@ from prunesampler.influence.hessians import (
 )
 from prunesampler.influence.influence import Influence
 from prunesampler.influence.measurements import Measurements
+from prunesampler.influence.sequences import Measured, Sequences
 from prunesampler.influence.top import TopMeasurements
 from prunesampler.influence.top_rows import TopHessian
 
@@ -48,7 +49,7 @@ class Scores:
         (60, [0, 1, 2, 0])
     """
 
-    measurements: Measurements
+    measurements: Measured
     influence: Influence
     labels: Tensor | None
     wanted: Tensor | None
@@ -57,8 +58,12 @@ class Scores:
 
     def state_dict(self) -> dict[str, Any]:
         """Measurements as plain tensors, from which the influence can be built again."""
-        held = self.measurements
+        held = self.measurements.tokens
+        sequences = {}
+        if isinstance(self.measurements, Sequences):
+            sequences = {"counts": self.measurements.counts, "scale": self.measurements.scale}
         return {
+            **sequences,
             "delta": held.delta,
             "inputs": held.inputs,
             "losses": held.losses,
@@ -111,9 +116,7 @@ def read_layer(state: Mapping[str, Any]) -> str | None:
     return layer
 
 
-def read_measurements(
-    state: Mapping[str, Any], num_samples: int
-) -> tuple[Measurements, Tensor | None]:
+def read_measurements(state: Mapping[str, Any], num_samples: int) -> tuple[Measured, Tensor | None]:
     """Measurements and the wanted samples' mean gradient from :meth:`Scores.state_dict`.
 
     Raises:
@@ -128,7 +131,10 @@ def read_measurements(
     """
     try:
         measurements = _measurements(state)
-        wanted = state["validation"]
+        counts, wanted = state.get("counts"), state["validation"]
+        if counts is not None:
+            check_counts(counts, num_samples)
+            num_samples = int(counts.sum())  # of what was measured
     except (KeyError, TypeError) as error:
         raise ValueError(f"not the measurements of a pruner: {error!r}") from error
     tensors = [
@@ -148,7 +154,26 @@ def read_measurements(
         raise ValueError("the measurements' labels or outputs do not fit together")
     if not all(bool(torch.isfinite(t).all()) for t in tensors):
         raise ValueError("the measurements hold numbers that are not finite: a damaged checkpoint")
+    if counts is not None:
+        return Sequences(measurements, counts, float(state["scale"])), wanted
     return measurements, wanted
+
+
+def check_counts(counts: Any, num_samples: int) -> None:
+    """Check the number of tokens of each sample.
+
+    Raises:
+        ValueError: If they are not whole numbers, one per sample.
+
+    Example:
+        >>> check_counts(torch.tensor([3, 0]), num_samples=2)
+    """
+    whole = isinstance(counts, Tensor) and counts.dtype == torch.int64
+    if not whole or counts.shape != (num_samples,) or bool((counts < 0).any()):
+        raise ValueError(
+            f"the measurements are not of the {num_samples} sequences of this dataset; resume with the "
+            "dataset of the checkpoint"
+        )
 
 
 def _measurements(state: Mapping[str, Any]) -> Measurements:

@@ -1,10 +1,13 @@
 """Whitened rows of a large layer: for each sample only the outputs that its loss pulls at.
 
 With many classes a sample's gradient ``delta_i ⊗ a_i`` is nearly zero outside its own class and a few
-rivals. An *entry* is one such output c of a sample: the number ``delta_ic``, the input ``a_i`` that all
-entries of the sample share, and r numbers ``z_ic`` that stand for the curvature of the output. The
-squared norm of a sum of samples, with ``V_c = sum of delta_ic a_i`` and ``T_c = sum of delta_ic z_ic``, is
+rivals. An *entry* is one such output c of a sample: the number ``delta_ic``, the input ``a_i`` of the
+layer, and r numbers ``z_ic`` that stand for the curvature of the output. The squared norm of a sum of
+samples, with ``V_c = sum of delta_ic a_i`` and ``T_c = sum of delta_ic z_ic``, is
 ``sum over c of base_c |V_c|^2 - |T_c|^2``: see `prunesampler.influence.blocks`.
+
+A sample has one input, which its entries share, or as a sequence one for each token: then it has the
+entries of all its tokens.
 """
 
 from __future__ import annotations
@@ -30,24 +33,29 @@ PART = 16384
 LARGEST_HALF = 2.0**14
 """Inputs are scaled so that the largest is about this: half precision ends at 65,504."""
 
+Floats = NDArray[np.float32]
+
 
 @dataclass(frozen=True, eq=False)
 class SparseRows:
     """n rows of nnz entries in all, those of sample i from ``starts[i]`` to before ``starts[i + 1]``.
 
-    Memory: ``2 n D`` bytes for the inputs and ``4 (r + 2)`` for each entry.
+    Entries of a sample with the same output lie side by side. Memory: ``2 D`` bytes for each input and
+    ``4 (r + 3)`` for each entry.
 
     Args:
         starts: Where the entries of each sample begin, int64, shape (n + 1,).
+        places: Which of the inputs each entry has, int32, shape (nnz,).
         outputs: The layer's output of each entry, int32, shape (nnz,).
         values: ``delta`` of each entry, float32, shape (nnz,).
         projected: The numbers ``z`` of each entry, float32, shape (nnz, r).
-        inputs: The layer's inputs in half precision, as bits, uint16, shape (n, D).
+        inputs: The layer's inputs in half precision, as bits, uint16, shape (N, D), N at least n.
         base: Weight of ``|V_c|^2``, float32, shape (C,).
 
     Example:
         >>> rows = SparseRows(
         ...     starts=np.array([0, 1, 3]),
+        ...     places=np.array([0, 1, 1], dtype=np.int32),
         ...     outputs=np.array([0, 0, 1], dtype=np.int32),
         ...     values=np.array([1.0, -1.0, 1.0], dtype=np.float32),
         ...     projected=np.zeros((3, 1), dtype=np.float32),
@@ -59,6 +67,7 @@ class SparseRows:
     """
 
     starts: NDArray[np.int64]
+    places: NDArray[np.int32]
     outputs: NDArray[np.int32]
     values: NDArray[np.float32]
     projected: NDArray[np.float32]
@@ -76,7 +85,7 @@ class SparseRows:
             weights[indices.numpy()] = 1.0
         total = np.zeros((len(self.base), self.inputs.shape[1] + self.projected.shape[1]))
         _add(
-            self.starts, self.outputs, self.values, self.projected, self.inputs, weights,
+            self.starts, self.places, self.outputs, self.values, self.projected, self.inputs, weights,
             np.zeros(total.shape, dtype=np.float32), total,
         )  # fmt: skip
         return torch.from_numpy(total)
@@ -84,7 +93,7 @@ class SparseRows:
     def squares(self) -> NDArray[np.float64]:
         """Squared norm of every row, shape (n,), not centred."""
         return _squares(
-            self.starts, self.outputs, self.values, self.projected, self.inputs, self.base
+            self.starts, self.places, self.outputs, self.values, self.projected, self.inputs, self.base
         )  # fmt: skip
 
     def square(self, total: NDArray[np.float64]) -> float:
@@ -156,23 +165,18 @@ def significant(delta: Tensor, least: float) -> tuple[Tensor, Tensor]:
 
 @partial(compiled, fastmath=True)
 def _add(
-    starts: NDArray[np.int64],
-    outputs: NDArray[np.int32],
-    values: NDArray[np.float32],
-    projected: NDArray[np.float32],
-    inputs: NDArray[np.uint16],
-    weights: NDArray[np.float64],
-    part: NDArray[np.float32],
+    starts: NDArray[np.int64], places: NDArray[np.int32], outputs: NDArray[np.int32], values: Floats,
+    projected: Floats, inputs: NDArray[np.uint16], weights: NDArray[np.float64], part: Floats,
     total: NDArray[np.float64],
-) -> None:
+) -> None:  # fmt: skip
     """Add all rows, times their weights, to ``total``, with ``part`` for what is not added yet."""
     width = inputs.shape[1]
     for i in range(len(starts) - 1):
         if weights[i] != 0.0:
             for e in range(starts[i], starts[i + 1]):
-                c, value = outputs[e], np.float32(weights[i] * values[e])
+                c, a, value = outputs[e], places[e], np.float32(weights[i] * values[e])
                 for d in range(width):
-                    part[c, d] += value * half(inputs[i, d])
+                    part[c, d] += value * half(inputs[a, d])
                 for d in range(projected.shape[1]):
                     part[c, width + d] += value * projected[e, d]
         if i % FLUSH == FLUSH - 1 or i == len(starts) - 2:
@@ -181,22 +185,41 @@ def _add(
 
 @partial(compiled, fastmath=True)
 def _squares(
-    starts: NDArray[np.int64],
-    outputs: NDArray[np.int32],
-    values: NDArray[np.float32],
-    projected: NDArray[np.float32],
-    inputs: NDArray[np.uint16],
-    base: NDArray[np.float32],
-) -> NDArray[np.float64]:
+    starts: NDArray[np.int64], places: NDArray[np.int32], outputs: NDArray[np.int32], values: Floats,
+    projected: Floats, inputs: NDArray[np.uint16], base: Floats,
+) -> NDArray[np.float64]:  # fmt: skip
     """Squared norm of every row."""
     squares = np.zeros(len(starts) - 1)
+    width, rank = inputs.shape[1], projected.shape[1]
+    whole, covered = np.empty(width, np.float32), np.empty(rank, np.float32)
     for i in range(len(squares)):
-        norm = np.float32(0)
-        for d in range(inputs.shape[1]):
-            norm += half(inputs[i, d]) * half(inputs[i, d])
+        norm, last = np.float32(0), -1
         for e in range(starts[i], starts[i + 1]):
-            covered = np.float32(0)
-            for d in range(projected.shape[1]):
-                covered += projected[e, d] * projected[e, d]
-            squares[i] += values[e] * values[e] * (base[outputs[e]] * norm - covered)
+            if e > starts[i] and outputs[e] == outputs[e - 1]:
+                continue
+            if (
+                e + 1 == starts[i + 1] or outputs[e + 1] != outputs[e]
+            ):  # as always without sequences
+                if places[e] != last:
+                    last, norm = places[e], _square_of(inputs, places[e])
+                less = (projected[e] * projected[e]).sum()
+                squares[i] += values[e] * values[e] * (base[outputs[e]] * norm - less)
+                continue
+            whole[:], covered[:] = 0, 0
+            for k in range(e, starts[i + 1]):
+                if outputs[k] != outputs[e]:
+                    break
+                for d in range(width):
+                    whole[d] += values[k] * half(inputs[places[k], d])
+                covered += values[k] * projected[k]
+            squares[i] += base[outputs[e]] * (whole * whole).sum() - (covered * covered).sum()
     return squares
+
+
+@partial(compiled, inline="always", fastmath=True)
+def _square_of(inputs: NDArray[np.uint16], place: int) -> np.float32:
+    """Squared norm of one of the inputs."""
+    norm = np.float32(0)
+    for d in range(inputs.shape[1]):
+        norm += half(inputs[place, d]) * half(inputs[place, d])
+    return norm

@@ -1,7 +1,7 @@
 """Measurements of a layer with many outputs, of which each sample keeps the most probable ones.
 
 A softmax over a thousand classes is nearly all in a few of them. What is kept of a sample is its own
-class and the classes of highest probability, ``KEPT`` in all, renormalised so that they sum to one: the
+class and the classes of highest probability, ``KEPT`` in all (``OF_WORDS`` of a vocabulary), renormalised so that they sum to one: the
 exact measurements of a slightly different softmax. Where the model or the targets spread over many more,
 too much is lost for that, and selecting is refused (`TopHessian.held`, `prunesampler.select.selector`). The inputs are kept in half precision. So a sample
 takes ``2 D + 12 KEPT`` bytes, whatever the number of outputs, and a product with the curvature takes
@@ -10,7 +10,7 @@ time proportional to the kept outputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,11 +20,14 @@ from torch import Tensor
 from prunesampler.base.compiled import FLUSH
 from prunesampler.influence.hessians import SoftmaxHessian
 from prunesampler.influence.measurements import Measurements
+from prunesampler.influence.sequences import Measured, Sequences
 from prunesampler.influence.top_kernels import Floats, bits, curve, over_threads
 from prunesampler.influence.top_rows import TopHessian, TopRows
 
 MANY, KEPT = 256, 64
 """Layers of more outputs than ``MANY`` keep ``KEPT`` of each sample."""
+VOCABULARY, OF_WORDS = 8192, 256
+"""Layers of more than ``VOCABULARY`` keep ``OF_WORDS``: the next word is never as sure as a class."""
 TAIL = 2e-4
 """The least probable of the kept outputs that together hold no more than this share are set to zero."""
 LEAST_INPUT, LARGEST_INPUT = 1e-3, 65504.0
@@ -51,14 +54,14 @@ class TopMeasurements(Measurements):
         """Keep the most probable outputs, and those that a target pulls at.
 
         Args:
-            measured: Measurements under a cross-entropy over more than ``KEPT`` outputs.
+            measured: Measurements under a cross-entropy over more than ``MANY`` outputs.
         """
         whole = measured.hessian
         assert isinstance(whole, SoftmaxHessian)
         p, mass = whole.probabilities.float(), whole.mass.float()[:, None]
         targets = mass * p - measured.delta.float()  # what delta is the distance from
         rank = torch.where(targets > 1e-3 * mass, targets + 2.0, p)
-        outputs = rank.topk(KEPT, 1).indices
+        outputs = rank.topk(kept_count(p.shape[1]), 1).indices
         outputs = outputs.gather(1, p.gather(1, outputs).argsort(1, descending=True))
         kept, pulls = p.gather(1, outputs), targets.gather(1, outputs)
         before, share = kept.cumsum(1) - kept, kept.sum(1)
@@ -160,7 +163,19 @@ class TopSubset(TopMeasurements):
         return self.indices[first.argsort(stable=True)]
 
 
-def kept_outputs(measured: Measurements) -> Measurements:
+def kept_count(outputs: int) -> int:
+    """Number of outputs that are kept of each sample.
+
+    Example:
+        >>> kept_count(10), kept_count(1000), kept_count(50_257)
+        (10, 64, 256)
+    """
+    if outputs <= MANY:
+        return outputs
+    return KEPT if outputs <= VOCABULARY else OF_WORDS
+
+
+def kept_outputs(measured: Measured) -> Measured:
     """Measurements that keep the most probable outputs of each sample, where a softmax has many.
 
     Raises:
@@ -173,9 +188,11 @@ def kept_outputs(measured: Measurements) -> Measurements:
         >>> kept_outputs(measured) is measured
         True
     """
+    if isinstance(measured, Sequences):
+        return replace(measured, tokens=kept_outputs(measured.tokens).tokens)
     if not isinstance(measured.hessian, SoftmaxHessian) or measured.hessian.size()[0] <= MANY:
         return measured
-    largest = float(measured.inputs.abs().max())
+    largest = float(measured.inputs.abs().max()) if len(measured) else 0.0
     if largest > LARGEST_INPUT or 0 < largest < LEAST_INPUT:
         raise ValueError(
             f"the largest input of the layer is {largest:.3g}, but those of layers with more than {MANY} "

@@ -12,7 +12,7 @@ sum ``z_i = sum over p of w_ip (W a_ip + b)`` of the outputs, that is a linear l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from prunesampler.influence.hessians import DenseHessian
 from prunesampler.influence.measurements import Measurements
+from prunesampler.influence.sequences import Measured
 from prunesampler.measure.batches import classes_in
 from prunesampler.measure.heads import (
     PER_TOKEN,
@@ -38,6 +39,7 @@ from prunesampler.measure.positions import (
     weights_in,
 )
 from prunesampler.measure.taps import ALIGNED, Tap, attached
+from prunesampler.measure.tokens import Keep, TokenCrossEntropy, measure_tokens
 
 MAX_DENSE_OUTPUTS = 128
 """Largest number C of outputs for which autograd computes Hessians, C * C numbers per sample."""
@@ -48,7 +50,7 @@ CHECKED = 1e-2
 class GradientSource(Protocol):
     """Measures the samples of one batch."""
 
-    def __call__(self, model: nn.Module, batch: Any) -> Measurements:
+    def __call__(self, model: nn.Module, batch: Any) -> Measured:
         """Measurements of all samples in the batch, in its order."""
 
 
@@ -62,7 +64,8 @@ class HeadGradients:
         losses: One loss per sample. ``CrossEntropy``, ``BinaryCrossEntropy`` and ``SquaredError`` are
             used in closed form if the model's output is the layer's output, or a weighted sum of it
             over positions. Anything else, any function ``(model, batch) -> (b,)``, is differentiated
-            automatically with respect to the layer's output.
+            automatically with respect to the layer's output. `TokenCrossEntropy` sums over tokens.
+        keep: What is kept of the measurements of tokens; by default everything.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
@@ -73,8 +76,9 @@ class HeadGradients:
 
     head: nn.Module | str
     losses: Losses = field(default_factory=CrossEntropy)
+    keep: Keep = lambda measured: measured
 
-    def __call__(self, model: nn.Module, batch: Any) -> Measurements:
+    def __call__(self, model: nn.Module, batch: Any) -> Measured:
         """Measure one batch.
 
         Args:
@@ -89,6 +93,9 @@ class HeadGradients:
         name, layer = find_layer(model, self.head)
         tap = Tap(name)
         with attached(layer, tap):
+            if isinstance(self.losses, TokenCrossEntropy):
+                outputs, targets = self.losses.outputs_and_targets(model, batch)
+                return measure_tokens(self.losses, outputs, targets, tap, self.keep)
             if not isinstance(self.losses, ClosedFormLoss):
                 derivatives, weights = _differentiate(self.losses(model, batch), tap)
                 labels = classes_in(batch, *derivatives.delta.shape)
@@ -227,15 +234,16 @@ def check_gradient(source: HeadGradients, model: nn.Module, batch: Any) -> None:
     weight = layer._parameters["weight"]
     if weight is None or not weight.requires_grad:
         return
-    measured = source(model, batch)
+    measured = replace(source, keep=lambda every: every)(model, batch)
     with torch.enable_grad():
         values = source.losses(model, batch)
         (found,) = torch.autograd.grad(values.sum(), weight, materialize_grads=True)
-    found = found.flatten(1).to(measured.inputs)
-    predicted = measured.delta.T @ measured.inputs[:, : found.shape[1]]
+    tokens = measured.tokens
+    found = found.flatten(1).to(tokens.inputs)
+    predicted = tokens.delta.T @ tokens.inputs[:, : found.shape[1]]
     tolerance = CHECKED if weight.element_size() > 2 else 2 * ROUNDING
     # Where all samples are easy, what autograd finds is mostly rounding.
-    rounding = 1e-5 * float(measured.inputs.norm(dim=1).sum())
+    rounding = 1e-5 * float(tokens.inputs.norm(dim=1).sum())
     if (found - predicted).norm() > tolerance * found.norm() + rounding:
         raise ValueError(
             f"layer {name!r} ({type(layer).__name__}) has another gradient than its outputs tell: its "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from prunesampler.base.checks import dataset_size, warn
 from prunesampler.base.memory import Room
 from prunesampler.base.processes import Group, together
 from prunesampler.base.progress import progress_bar
-from prunesampler.influence.measurements import Measurements
+from prunesampler.influence.sequences import Measured, Sequences, tokens_of
 from prunesampler.measure.batches import to_device
 from prunesampler.measure.filling import Filling
 from prunesampler.measure.gradients import GradientSource, HeadGradients, check_gradient
@@ -21,6 +22,7 @@ from prunesampler.measure.heads import Losses, find_head
 from prunesampler.measure.isolation import fingerprint, model_device, untouched
 from prunesampler.measure.probing import explained
 from prunesampler.measure.reading import Grid, Reading, copied, spread
+from prunesampler.measure.tokens import Keep
 
 COUPLED = 0.05
 """Largest relative change of a layer's input that the other samples of a batch may cause."""
@@ -36,6 +38,7 @@ class Measurer:
         reading: How samples are read.
         progress: Whether to show a progress bar.
         keep: What is kept of a batch's measurements; by default everything.
+        announce: Told what is kept of each batch.
         room: Where the measurements are put; by default in memory.
 
     Attributes:
@@ -62,10 +65,11 @@ class Measurer:
         gradients: GradientSource | None,
         reading: Reading,
         progress: bool,
-        keep: Callable[[Measurements], Measurements] = lambda measured: measured,
+        keep: Keep = lambda measured: measured,
+        announce: Callable[[Measured], None] = lambda measured: None,
         room: Room | None = None,
     ) -> None:
-        self._keep, self._room = keep, room or Room()
+        self._keep, self._announce, self._room = keep, announce, room or Room()
         self._head, self._losses, self._gradients = head, losses, gradients
         self.reading, self.progress = reading, progress
         self.layer: str | None = None
@@ -78,7 +82,7 @@ class Measurer:
         group: Group,
         *,
         trial: bool = False,
-    ) -> list[Measurements | None]:
+    ) -> list[Measured | None]:
         """Measurements of all samples of each dataset, in its order, on rank 0; None elsewhere.
 
         Args:
@@ -123,7 +127,7 @@ class Measurer:
         dataset: Dataset[Any],
         samples: Sequence[int],
         trial: bool,
-    ) -> Measurements:
+    ) -> Measured:
         """Measurements of this rank's part of the samples, on the CPU, in ascending order."""
         with explained():
             source = self._source(model, device, dataset)
@@ -144,32 +148,37 @@ class Measurer:
                 return self._kept(source(model, self._batch(items, device)))[:0]
         return filling.measurements()
 
-    def _kept(self, measured: Measurements) -> Measurements:
+    def _kept(self, measured: Measured) -> Measured:
         """What is kept of a batch's measurements, on the CPU."""
-        return self._keep(measured).map(Tensor.cpu)
+        kept = self._keep(measured).map(Tensor.cpu)
+        self._announce(kept)
+        return kept
 
     def _batch(self, items: list[Any], device: torch.device) -> Any:
         # A copy, since a collate function may change its items.
         return to_device(self.reading.collate_fn(copied(items)), device)
 
-    def _gather(
-        self, mine: Measurements, group: Group, samples: Sequence[int]
-    ) -> Measurements | None:
+    def _gather(self, mine: Measured, group: Group, samples: Sequence[int]) -> Measured | None:
         """Measurements of all samples in dataset order on rank 0, None elsewhere."""
         if group.world == 1:
-            return mine
+            return mine.over_tokens() if isinstance(mine, Sequences) else mine
         places = [
             Grid(samples, self.reading.batch_size, rank, group.world).places()
             for rank in range(group.world)
         ]
 
-        def gather(tensor: Tensor) -> Tensor:
+        def gather(places: list[Tensor], tensor: Tensor) -> Tensor:
             """The tensor of all ranks on rank 0, an empty one elsewhere."""
             everyone = group.gather(tensor, places, self._room)
             return tensor[:0] if everyone is None else everyone
 
-        everyone = mine.map(gather)
-        return everyone if group.rank == 0 else None
+        if not isinstance(mine, Sequences):
+            everyone = mine.map(partial(gather, places))
+            return everyone if group.rank == 0 else None
+        counts = gather(places, mine.counts)
+        places = places if group.rank else [tokens_of(counts, place) for place in places]
+        tokens = mine.tokens.map(partial(gather, places))
+        return None if group.rank else Sequences(tokens, counts).over_tokens()
 
     def _source(
         self, model: nn.Module, device: torch.device, dataset: Dataset[Any]
@@ -179,11 +188,11 @@ class Measurer:
             self.layer = _name_of(model, getattr(self._gradients, "head", None))
             return self._gradients
         if self._head is not None and self._checked:
-            return HeadGradients(self._head, self._losses)
+            return HeadGradients(self._head, self._losses, self._keep)
         items = self.reading.items(dataset, range(min(3, dataset_size(dataset))))
         head = self._found(model, device, items[:2]) if self._head is None else self._head
         self.layer = _name_of(model, head)
-        source = HeadGradients(head, self._losses)
+        source = HeadGradients(head, self._losses, self._keep)
         if not self._checked:
             check_gradient(source, model, self._batch(items[:2], device))
             if len(items) == 3:
@@ -209,7 +218,9 @@ class Measurer:
     ) -> None:
         """Warn if a sample's input to the layer depends on the other samples in its batch."""
         pairs = [[items[0], items[other]] for other in (1, 2)]
-        first, second = (source(model, self._batch(pair, device)).inputs[0] for pair in pairs)
+        first, second = (
+            source(model, self._batch(pair, device))[:1].tokens.inputs for pair in pairs
+        )
         if first.shape == second.shape and (first - second).norm() > COUPLED * first.norm():
             warn(
                 "what the model makes of a sample depends on the other samples in its batch (batch "
@@ -225,14 +236,14 @@ def _name_of(model: nn.Module, head: nn.Module | str | None) -> str | None:
     return next((name for name, module in model.named_modules() if module is head), None)
 
 
-def _check_measured(part: Measurements, indices: list[int], *, finite: bool) -> None:
+def _check_measured(part: Measured, indices: list[int], *, finite: bool) -> None:
     """Check that a batch's measurements are one per sample, and finite; the error names samples."""
     if len(part) != len(indices):
         raise ValueError(
             f"a batch of {len(indices)} samples gave {len(part)} gradients; the model must return "
             "one output per sample"
         )
-    good = part.losses.isfinite() & part.delta.isfinite().all(1) & part.inputs.isfinite().all(1)
+    good = part.finite()
     if finite and not good.all():
         bad = [index for index, fine in zip(indices, good.tolist(), strict=True) if not fine]
         raise ValueError(

@@ -113,6 +113,14 @@ class Tap:
         found = outputs.reshape(self.given.shape).to(self.given)
         return torch.allclose(found, self.given, rtol=0.0, atol=0.0, equal_nan=True)
 
+    def saw_at_tokens(self, outputs: Tensor) -> bool:
+        """Whether the model's output, (b, T, C), is the layer's output at every token."""
+        if self.given is None or outputs.shape != self.given.shape or outputs.dim() != 3:
+            return False
+        return torch.allclose(
+            outputs.to(self.given), self.given, rtol=0.0, atol=0.0, equal_nan=True
+        )
+
 
 @contextmanager
 def attached(layer: nn.Module, tap: Tap) -> Iterator[Tap]:

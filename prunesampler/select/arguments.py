@@ -29,7 +29,8 @@ def check_objects(
     ):
         raise TypeError(
             f"losses must be a function (model, batch) -> one loss per sample, got {losses!r}; use "
-            "CrossEntropy(), BinaryCrossEntropy() or SquaredError() of prunesampler, or your own"
+            "CrossEntropy(), TokenCrossEntropy(), BinaryCrossEntropy() or SquaredError() of prunesampler, "
+            "or your own"
         )
     needed = ("factorise", "check", "refactorise", "keep")
     whole = all(hasattr(curvature, name) for name in needed)

@@ -15,6 +15,7 @@ from prunesampler.influence.automatic import AutoCurvature, BlockCurvature
 from prunesampler.influence.blocks import block_rank, block_samples
 from prunesampler.influence.curvature import Curvature, ExactCurvature, KroneckerCurvature
 from prunesampler.influence.measurements import Measurements
+from prunesampler.influence.sequences import Measured, Sequences
 from prunesampler.influence.sparse import least_share, significant
 from prunesampler.influence.top_rows import TopHessian
 from prunesampler.select.verdict import FEW
@@ -26,6 +27,8 @@ STEPS, INVERSES = 12, 4
 """Steps of conjugate gradients, about, and inverses: of the set and a random one, two of each."""
 LONG, LARGE = 10.0, 2**30
 """Seconds, and bytes, above which a selection is announced."""
+VECTORS = 8
+"""Matrices of the layer's shape, float64, that an inverse has at a time."""
 SWAP = 2000
 """What a swap takes beside its products, in multiply-adds."""
 
@@ -92,7 +95,7 @@ class Estimate:
 
 
 def estimate(
-    batch: Measurements, num_samples: int, curvature: Curvature, seconds: float, world: int
+    batch: Measured, num_samples: int, curvature: Curvature, seconds: float, world: int
 ) -> Estimate:
     """Extrapolate from the measurements of one batch.
 
@@ -103,8 +106,7 @@ def estimate(
         seconds: Seconds that measuring the batch took.
         world: Number of processes.
     """
-    if isinstance(curvature, AutoCurvature):
-        curvature = curvature.of(num_samples, batch.parameters)
+    curvature = _chosen(curvature, batch, num_samples)
     work = _work(batch, num_samples, curvature)
     rate = _products_per_second()
     each = bytes_per_sample(batch)
@@ -125,7 +127,7 @@ def estimate(
 
 
 class Announced:
-    """Keeps what a curvature needs of every batch; before the first it says what all will take.
+    """Says what all samples will take, once the first batch is measured.
 
     Args:
         num_samples: Number of samples n.
@@ -139,8 +141,9 @@ class Announced:
         >>> batch = Measurements(delta, torch.ones(2, 3), hessian, losses)
         >>> said = []
         >>> announced = Announced(10**8, ExactCurvature(), on_disk=True, say=said.append)
-        >>> announced(batch) is batch, said[0][:31]
-        (True, 'prunesampler: beside the pass, ')
+        >>> announced(batch)
+        >>> said[0][:31]
+        'prunesampler: beside the pass, '
     """
 
     def __init__(
@@ -149,25 +152,22 @@ class Announced:
         self._num_samples, self._curvature = num_samples, curvature
         self._on_disk, self._say, self._said = on_disk, say, False
 
-    def __call__(self, measured: Measurements) -> Measurements:
-        """What is kept of a batch's measurements.
+    def __call__(self, kept: Measured) -> None:
+        """Look at what is kept of a batch's measurements.
 
         Raises:
             ValueError: If memory will not suffice for all of them.
         """
-        kept, group = self._curvature.keep(measured), current_group()
+        group = current_group()
         if not self._said and group.rank == 0:
             check_room(kept, self._num_samples, self._curvature, on_disk=self._on_disk)
             expected = estimate(kept, self._num_samples, self._curvature, 0.0, group.world)
             if expected.notable:
                 self._say(f"prunesampler: beside the pass, {expected}")
         self._said = True
-        return kept
 
 
-def check_room(
-    batch: Measurements, num_samples: int, curvature: Curvature, *, on_disk: bool
-) -> None:
+def check_room(batch: Measured, num_samples: int, curvature: Curvature, *, on_disk: bool) -> None:
     """Find out from one batch whether memory would run out on rank 0.
 
     Args:
@@ -179,8 +179,7 @@ def check_room(
     Raises:
         ValueError: If more is needed than is free, with the numbers and ways out.
     """
-    if isinstance(curvature, AutoCurvature):
-        curvature = curvature.of(num_samples, batch.parameters)
+    curvature = _chosen(curvature, batch, num_samples)
     free, held = available_bytes(), bytes_per_sample(batch) * num_samples
     work = _work(batch, num_samples, curvature).bytes
     if free is None or (0 if on_disk else held) + work <= free:
@@ -192,14 +191,14 @@ def check_room(
     if not isinstance(batch.hessian, TopHessian) and (0 if on_disk else held) + less <= free:
         ways.append("take curvature=KroneckerCurvature(), which needs less and is approximate")
     raise ValueError(
-        f"{num_samples} samples with {batch.shape[1]} inputs of the layer need {gibibytes(held)} for their "
+        f"{num_samples} samples with {batch.shape[1]} inputs of the layer{_each(batch)} need {gibibytes(held)} for their "
         f"measurements{' on the disk' * on_disk} and {gibibytes(work)} for {type(curvature).__name__}, but "
         f"{gibibytes(free)} are free: {', or '.join(ways)}"
     )
 
 
-def bytes_per_sample(batch: Measurements) -> int:
-    """Bytes that the measurements of a sample take.
+def bytes_per_sample(batch: Measured) -> int:
+    """Bytes that the measurements of a sample take, on average.
 
     Example:
         >>> from prunesampler import SquaredError
@@ -207,26 +206,44 @@ def bytes_per_sample(batch: Measurements) -> int:
         >>> bytes_per_sample(Measurements(delta, torch.ones(2, 3), hessian, losses))
         24
     """
-    return sum(math.prod(shape) * dtype.itemsize for _, shape, dtype in batch.signature())
+    return math.ceil(batch.bytes() / len(batch))
 
 
-def _work(batch: Measurements, n: int, curvature: Curvature) -> Work:
+def _tokens(batch: Measured, num_samples: int) -> int:
+    """Number of tokens of all samples: the number of samples itself, if they are no sequences."""
+    return num_samples * len(batch.tokens) // len(batch)
+
+
+def _each(batch: Measured) -> str:
+    many = isinstance(batch, Sequences)
+    return f" at some {len(batch.tokens) / len(batch):.0f} tokens each" if many else ""
+
+
+def _chosen(curvature: Curvature, batch: Measured, num_samples: int) -> Curvature:
+    """The curvature itself, or the one that will be chosen for all samples."""
+    if isinstance(curvature, AutoCurvature):
+        return curvature.of(_tokens(batch, num_samples), batch.parameters)
+    return curvature
+
+
+def _work(batch: Measured, num_samples: int, curvature: Curvature) -> Work:
     """Bytes and multiply-adds; of a curvature of the user's own only what everyone needs is known."""
     (outputs, _), (rows, columns) = batch.hessian.size(), batch.shape
-    size, moves = rows * columns, max(MOVES_PER_SAMPLE * n, MIN_MOVES)
-    kept = batch.delta.shape[1] if isinstance(batch.hessian, TopHessian) else outputs
+    n = _tokens(batch, num_samples)
+    size, moves = rows * columns, max(MOVES_PER_SAMPLE * num_samples, MIN_MOVES)
+    kept = batch.tokens.delta.shape[1] if isinstance(batch.hessian, TopHessian) else outputs
     inverse = STEPS * 2.0 * n * kept * columns
     gradients = 0 if isinstance(batch.hessian, TopHessian) else 4 * n * rows
     if isinstance(curvature, ExactCurvature):
         products = n * size**2 + size**3 / 2
-        matrices = 4.0 * n * size + 32.0 * size**2
+        matrices = 4.0 * num_samples * size + 32.0 * size**2
         return Work(gradients + matrices, products, moves * (4.0 * size + SWAP), 2 * inverse)
     if isinstance(curvature, KroneckerCurvature):
         products = n * (outputs**2 + 3 * columns**2) + 10 * (outputs**3 + columns**3)
         copies = 4.0 * n * (rows + columns)
         return Work(gradients + copies, products, 4.0 * moves * size, 4.0 * n * size / outputs)
     if isinstance(curvature, BlockCurvature):
-        return _block_work(batch, n, gradients, inverse)
+        return _block_work(batch.tokens, n, gradients, inverse)
     return Work(gradients, 0.0, 0.0, 0.0)
 
 
@@ -239,7 +256,10 @@ def _block_work(batch: Measurements, n: int, gradients: float, inverse: float) -
     copies = 0.0 if batch.inputs.dtype == torch.float16 else 2.0 * n * columns
     flips = flips_per_sample(n / batch.parameters) * n
     return Work(
-        bytes=gradients + copies + 4 * n * entries * (rank + 4) + 4.0 * outputs * columns * rank,
+        bytes=gradients
+        + copies
+        + 4 * n * entries * (rank + 5)
+        + (4.0 * rank + 8 * VECTORS) * outputs * columns,
         curvature=subspace + n * entries * columns * rank,
         search=1.5 * max(flips, MIN_MOVES) * entries * (columns + rank),
         certificate=INVERSES * inverse,

@@ -22,9 +22,8 @@ from prunesampler.influence.certificate import (
 )
 from prunesampler.influence.curvature import Curvature
 from prunesampler.influence.influence import Influence
-from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.scores import Scores, class_labels
-from prunesampler.influence.top import KEPT
+from prunesampler.influence.sequences import Measured, Sequences
 from prunesampler.influence.top_rows import TopHessian
 from prunesampler.select.objectives import Objective
 from prunesampler.select.rotation import rotated
@@ -78,7 +77,7 @@ class Selector:
 
     def scores(
         self,
-        measurements: Measurements,
+        measurements: Measured,
         wanted: Tensor | None,
         measuring_seconds: float,
         layer: str | None = None,
@@ -109,7 +108,7 @@ class Selector:
         seconds = {"measuring_seconds": measuring_seconds, "curvature_seconds": _since(started)}
         return Scores(measurements, influence, labels, wanted, seconds, layer)
 
-    def check(self, measurements: Measurements) -> None:
+    def check(self, measurements: Measured) -> None:
         """Check with the measurements of a few samples that selecting from all can work.
 
         Raises:
@@ -202,7 +201,9 @@ class Selector:
     def _curvature(self, scores: Scores) -> Curvature:
         """The curvature that made these scores."""
         if isinstance(self.curvature, AutoCurvature):
-            return self.curvature.of(len(scores.measurements), scores.measurements.parameters)
+            return self.curvature.of(
+                len(scores.measurements.tokens), scores.measurements.parameters
+            )
         return self.curvature
 
     def _report(
@@ -222,7 +223,7 @@ class Selector:
         bound = convex_bound(influence, pruned, penalty) if penalty else None
         on_loss = None
         if bound is not None and self.lipschitz is not None:
-            on_loss = loss_bound(bound, scores.measurements.inputs, self.lipschitz)
+            on_loss = loss_bound(bound, scores.measurements.tokens.inputs, self.lipschitz)
         random = random_shift(influence, len(pruned), self.seed)
         residual = max(getattr(influence.factorised, "residuals", []), default=None)
         if residual is not None and residual > INEXACT:
@@ -257,7 +258,7 @@ class Selector:
         )
 
 
-def _check_kept_outputs(measurements: Measurements) -> None:
+def _check_kept_outputs(measurements: Measured) -> None:
     """Check that the outputs that are kept of each sample hold nearly all of the probability.
 
     Raises:
@@ -265,16 +266,21 @@ def _check_kept_outputs(measurements: Measurements) -> None:
     """
     if not isinstance(measurements.hessian, TopHessian):
         return
-    lost = 1 - float(measurements.hessian.held.mean())
+    lost, sequences = (
+        1 - float(measurements.hessian.held.mean()),
+        isinstance(measurements, Sequences),
+    )
     text = (
-        f"of the layer's {measurements.hessian.width} outputs the {KEPT} most probable are kept of each "
-        f"sample, and {lost:.0%} of the probability or of the targets lies elsewhere"
+        f"of the layer's {measurements.hessian.width} outputs the "
+        f"{measurements.hessian.outputs.shape[1]} most probable are kept of each "
+        f"{'token' if sequences else 'sample'}, and {lost:.0%} of the probability or of the targets lies "
+        "elsewhere"
     )
     if lost > MOST_LOST:
+        other = ", or with curvature=KroneckerCurvature(), which keeps all outputs and is an approximation"
         raise ValueError(
-            f"{text}: influences would be wrong; select later in training, when the model is surer, with "
-            "less label smoothing, or with curvature=KroneckerCurvature(), which keeps all outputs and is "
-            "an approximation"
+            f"{text}: influences would be wrong; select later in training, when the model is surer, or with "
+            f"less label smoothing{'' if sequences else other}"
         )
     if lost > LOST:
         warn(f"{text}: the reported shifts may be off by several times that")

@@ -29,11 +29,14 @@ HOTTEST, COLDEST = 0.3, 0.005
 """First and last temperature of squared norms, as a share of the mean squared norm of a row."""
 PENALTY = 0.007
 """Share of the temperature that one sample too many costs: some ten are in equilibrium at any."""
+OFFERED = 2000
+"""Samples of which the best is flipped to make the count exact."""
 REFRESH = 10
 """Sweeps after which the running sums are formed anew."""
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+Places = NDArray[np.int32]
 
 
 def flip(problem: Problem, count: int, seed: int, sweeps: int, progress: Progress | None) -> Bools:
@@ -80,11 +83,14 @@ class _Flips:
         self.pruned = np.zeros(n, dtype=np.bool_)
         self.pruned[problem.forced.numpy()] = True
         self._random = np.array([seed], dtype=np.uint64)
+        self._draw = np.random.default_rng(seed)
 
     @property
-    def _arrays(self) -> tuple[Ints, NDArray[np.int32], Floats, Floats, NDArray[np.uint16], Floats]:
+    def _arrays(self) -> tuple[Ints, Places, Places, Floats, Floats, NDArray[np.uint16], Floats]:
         rows = self.rows
-        return rows.starts, rows.outputs, rows.values, rows.projected, rows.inputs, rows.base
+        return (
+            rows.starts, rows.places, rows.outputs, rows.values, rows.projected, rows.inputs, rows.base
+        )  # fmt: skip
 
     @property
     def over(self) -> int:
@@ -124,27 +130,40 @@ class _Flips:
         )  # fmt: skip
 
     def repair(self) -> None:
-        """Flip what costs least until as many are pruned as were asked for, or as the floors let go."""
-        free, before = self.problem.free.numpy(), 0
-        while self.over and self.over != before:
-            before = self.over
-            self.refresh()
+        """Flip one sample after the other until as many are pruned as were asked for.
+
+        Each time the one of ``OFFERED`` that leaves least is flipped. All at once would not do: those
+        that leave least alone point the same way. The floors of classes may end it early.
+        """
+        self.refresh()
+        while self.over:
             surplus = self.over > 0
-            able = free[self.pruned[free] == surplus]
-            change = _changes(*self._arrays, self.squares, self.pruned, able, self.total)
+            able = self._able(surplus)
+            if not len(able):
+                return
+            offered = self._draw.choice(able, min(OFFERED, len(able)), replace=False)
+            change = _changes(*self._arrays, self.squares, self.pruned, offered, self.total)
             norm = math.sqrt(max(self.square, 1e-12 * self.unit))
             sign = -1.0 if surplus else 1.0
-            order = able[np.argsort(change / (2 * norm) + sign * self.costs[able], kind="stable")]
-            most = min(abs(before), abs(before) // 4 + 8)
-            for i in order:
-                if not most:
-                    break
-                if len(self.spare):
-                    if not surplus and self.spare[self.classes[i]] <= 0:
-                        continue
-                    self.spare[self.classes[i]] += 1 if surplus else -1
-                self.pruned[i] = not surplus
-                most -= 1
+            best = int((change / (2 * norm) + sign * self.costs[offered]).argmin())
+            self._flip(int(offered[best]), float(change[best]))
+
+    def _able(self, surplus: bool) -> Ints:
+        """Free samples that may be kept after all, if too many are pruned, or else pruned."""
+        free = self.problem.free.numpy()
+        able: Ints = free[self.pruned[free] == surplus]
+        if len(self.spare) and not surplus:
+            able = able[self.spare[self.classes[able]] > 0]
+        return able
+
+    def _flip(self, i: int, change: float) -> None:
+        """Prune a sample, or keep it after all, which changes the square by so much."""
+        sign = -1 if self.pruned[i] else 1
+        self.pruned[i] = sign > 0
+        if len(self.spare):
+            self.spare[self.classes[i]] -= sign
+        self.square = max(0.0, self.square + change)
+        _put(*self._arrays[:-1], i, float(sign), self.total)
 
     def shorter(self) -> Bools:
         """Which free samples to prune: those at hand, or those with the shortest rows if that is less.
@@ -166,15 +185,15 @@ class _Flips:
 
 @partial(compiled, inline="always", fastmath=True)
 def _slope(
-    starts: Ints, outputs: NDArray[np.int32], values: Floats, projected: Floats,
+    starts: Ints, places: Places, outputs: Places, values: Floats, projected: Floats,
     inputs: NDArray[np.uint16], base: Floats, i: int, total: Floats,
 ) -> float:  # fmt: skip
     """Inner product of a sample's row with the sum."""
     slope, width = 0.0, inputs.shape[1]
     for e in range(starts[i], starts[i + 1]):
-        c, whole, covered = outputs[e], np.float32(0), np.float32(0)
+        c, a, whole, covered = outputs[e], places[e], np.float32(0), np.float32(0)
         for d in range(width):
-            whole += total[c, d] * half(inputs[i, d])
+            whole += total[c, d] * half(inputs[a, d])
         for d in range(projected.shape[1]):
             covered += total[c, width + d] * projected[e, d]
         slope += values[e] * (base[c] * whole - covered)
@@ -183,29 +202,29 @@ def _slope(
 
 @partial(compiled, inline="always", fastmath=True)
 def _put(
-    starts: Ints, outputs: NDArray[np.int32], values: Floats, projected: Floats,
+    starts: Ints, places: Places, outputs: Places, values: Floats, projected: Floats,
     inputs: NDArray[np.uint16], i: int, weight: float, total: Floats,
 ) -> None:  # fmt: skip
     """Add a sample's row, times a weight, to the sum."""
     width = inputs.shape[1]
     for e in range(starts[i], starts[i + 1]):
-        c, value = outputs[e], np.float32(weight * values[e])
+        c, a, value = outputs[e], places[e], np.float32(weight * values[e])
         for d in range(width):
-            total[c, d] += value * half(inputs[i, d])
+            total[c, d] += value * half(inputs[a, d])
         for d in range(projected.shape[1]):
             total[c, width + d] += value * projected[e, d]
 
 
 @partial(compiled, fastmath=True)
 def _decide(
-    starts: Ints, outputs: NDArray[np.int32], values: Floats, projected: Floats,
+    starts: Ints, places: Places, outputs: Places, values: Floats, projected: Floats,
     inputs: NDArray[np.uint16], base: Floats, squares: Doubles, classes: Ints, spare: Ints,
     pruned: Bools, order: Ints, total: Floats, share: float, penalty: float,
 ) -> None:  # fmt: skip
     """Prune or keep each sample, whichever leaves less; the sum counts ``share`` of the undecided."""
     over = 0.0
     for i in order:
-        slope = _slope(starts, outputs, values, projected, inputs, base, i, total)
+        slope = _slope(starts, places, outputs, values, projected, inputs, base, i, total)
         change = 2 * slope + (1 - 2 * share) * squares[i]
         change += penalty * (2 * over + 1 - 2 * share)
         taken = change < 0
@@ -215,12 +234,12 @@ def _decide(
         pruned[i] = taken
         weight = (1.0 if taken else 0.0) - share
         over += weight
-        _put(starts, outputs, values, projected, inputs, i, weight, total)
+        _put(starts, places, outputs, values, projected, inputs, i, weight, total)
 
 
 @partial(compiled, fastmath=True)
 def _sweep(
-    starts: Ints, outputs: NDArray[np.int32], values: Floats, projected: Floats,
+    starts: Ints, places: Places, outputs: Places, values: Floats, projected: Floats,
     inputs: NDArray[np.uint16], base: Floats, squares: Doubles, costs: Doubles, classes: Ints,
     spare: Ints, pruned: Bools, order: Ints, total: Floats, square: float, over: int,
     penalty: float, temperature: float, random_state: NDArray[np.uint64],
@@ -230,7 +249,7 @@ def _sweep(
         sign = -1.0 if pruned[i] else 1.0
         if sign > 0 and len(spare) and spare[classes[i]] <= 0:
             continue
-        slope = _slope(starts, outputs, values, projected, inputs, base, i, total)
+        slope = _slope(starts, places, outputs, values, projected, inputs, base, i, total)
         change = 2.0 * sign * slope + squares[i]
         held = penalty * (2.0 * sign * over + 1.0)
         energy = rise(square + penalty * over * over, change + held) + sign * costs[i]
@@ -243,13 +262,13 @@ def _sweep(
         over += 1 if sign > 0 else -1
         if len(spare):
             spare[classes[i]] -= 1 if sign > 0 else -1
-        _put(starts, outputs, values, projected, inputs, i, sign, total)
+        _put(starts, places, outputs, values, projected, inputs, i, sign, total)
     return square
 
 
 @partial(compiled, fastmath=True)
 def _changes(
-    starts: Ints, outputs: NDArray[np.int32], values: Floats, projected: Floats,
+    starts: Ints, places: Places, outputs: Places, values: Floats, projected: Floats,
     inputs: NDArray[np.uint16], base: Floats, squares: Doubles, pruned: Bools, order: Ints,
     total: Floats,
 ) -> Doubles:  # fmt: skip
@@ -257,6 +276,6 @@ def _changes(
     found = np.empty(len(order))
     for k, i in enumerate(order):
         sign = -1.0 if pruned[i] else 1.0
-        slope = _slope(starts, outputs, values, projected, inputs, base, i, total)
+        slope = _slope(starts, places, outputs, values, projected, inputs, base, i, total)
         found[k] = 2.0 * sign * slope + squares[i]
     return found

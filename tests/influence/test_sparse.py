@@ -14,33 +14,43 @@ from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.sparse import SparseRows, halves, significant
 
 
-def random_entries(seed, largest=1.0):
-    """Rows in which every output of every sample may be an entry, and the same densely, float64."""
+def random_entries(seed, largest=1.0, longest=1):
+    """Rows of samples of 1 to ``longest`` inputs, of which every output may be an entry, and the
+    same densely, float64."""
     generator = torch.Generator().manual_seed(seed)
 
     def whole(low, high):
         return int(torch.randint(low, high + 1, (), generator=generator))
 
     n, outputs, features, rank = whole(1, 30), whole(1, 12), whole(1, 40), whole(1, 9)
-    delta = torch.randn(n, outputs, generator=generator)
-    delta *= torch.rand(n, outputs, generator=generator) < 0.4  # also samples without entries
-    inputs = largest * torch.randn(n, features, generator=generator)
+    owners = torch.arange(n).repeat_interleave(
+        torch.randint(1, longest + 1, (n,), generator=generator)
+    )
+    delta = torch.randn(len(owners), outputs, generator=generator)
+    delta *= torch.rand(len(owners), outputs, generator=generator) < 0.4  # also without entries
+    inputs = largest * torch.randn(len(owners), features, generator=generator)
     bits, scale = halves(inputs)
-    samples, at = delta.nonzero(as_tuple=True)
+    places, at = delta.nonzero(as_tuple=True)
+    order = (owners[places] * outputs + at).argsort(stable=True)
+    places, at = places[order], at[order]
+    samples = owners[places]
     base = 1 + torch.rand(outputs, generator=generator)
     projected = 0.1 * torch.randn(len(samples), rank, generator=generator)
     rows = SparseRows(
         starts=np.searchsorted(samples.numpy(), np.arange(n + 1)),
+        places=places.int().numpy(),
         outputs=at.int().numpy(),
-        values=(delta[samples, at] * scale).numpy(),
+        values=(delta[places, at] * scale).numpy(),
         projected=projected.numpy(),
         inputs=bits,
         base=base.numpy(),
     )
     held = torch.from_numpy(bits.view(np.float16)).double()
-    first = scale * delta.double()[:, :, None] * held[:, None, :]
+    every = scale * delta.double()[:, :, None] * held[:, None, :]
+    first = torch.zeros(n, outputs, features, dtype=torch.float64).index_add_(0, owners, every)
     second = torch.zeros(n, outputs, rank, dtype=torch.float64)
-    second[samples, at] = scale * delta[samples, at].double()[:, None] * projected.double()
+    parts = scale * delta[places, at].double()[:, None] * projected.double()
+    second.index_put_((samples, at), parts, accumulate=True)
     return rows, first, second, base.double()
 
 
@@ -48,9 +58,9 @@ def dense_square(first, second, base):
     return (base * first.square().sum(-1)).sum(-1) - second.square().sum((-1, -2))
 
 
-@given(st.integers(0, 10**6), st.sampled_from([1e-3, 1.0, 1e5, 1e9]))
-def test_sums_and_squares_are_those_of_dense_float64_algebra(seed, largest):
-    rows, first, second, base = random_entries(seed, largest)
+@given(st.integers(0, 10**6), st.sampled_from([1e-3, 1.0, 1e5, 1e9]), st.integers(1, 4))
+def test_sums_and_squares_are_those_of_dense_float64_algebra(seed, largest, longest):
+    rows, first, second, base = random_entries(seed, largest, longest)
     n = len(rows)
     assert n == len(first)
     size = float(first.abs().sum() + second.abs().sum())

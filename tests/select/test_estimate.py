@@ -20,7 +20,7 @@ from prunesampler import (
 from prunesampler.influence.factorised import IdentityFactorised
 from prunesampler.influence.influence import Influence
 from prunesampler.select import estimate as estimates
-from prunesampler.select.estimate import bytes_per_sample, estimate
+from prunesampler.select.estimate import VECTORS, bytes_per_sample, estimate
 
 
 def bytes_of(*tensors):
@@ -38,8 +38,9 @@ def test_the_bytes_are_those_of_the_tensors():
     blocks = BlockCurvature(damping=1e-2)
     factorised = blocks.factorise(measured)
     sparse = Influence.build(measured.rows(), factorised).whitened
-    held = bytes_of(sparse.projected, sparse.values, sparse.outputs, sparse.inputs)
+    held = bytes_of(sparse.projected, sparse.values, sparse.outputs, sparse.places, sparse.inputs)
     held += bytes_of(factorised.near.vectors, measured.rows().left)
+    held += VECTORS * measured.rows().sum().nbytes  # of the inverse
     assert estimate(measured, 400, blocks, 1.0, 1).bytes_work == pytest.approx(held, rel=0.2)
 
 
