@@ -484,7 +484,7 @@ def check_objective(objective: Objective, scores: Scores | None = None) -> None:
     assert isinstance(objective.settings(), list), "settings is a list"
     objective.check(n)
     if objective.wanted is not None:
-        assert len(objective.wanted) > 0, "wanted is a map-style dataset"  # type: ignore[arg-type]
+        assert len(objective.wanted) > 0, "wanted is a map-style dataset"
     random_before, seen = _global_random(), _content(scores)
     cost, again = objective.cost(scores), objective.cost(scores)
     assert _same_random(random_before, _global_random()), "global random numbers are left alone"

@@ -8,7 +8,7 @@ import warnings
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import jobs
 import torch
@@ -46,6 +46,22 @@ def no_room():
     rows = torch.ones(1, 1).expand(2, 2**50)
     places = [torch.arange(2) + 2 * rank for rank in range(WORLD)]
     return {"error": failure(lambda: current_group().gather(rows, places))}
+
+
+def stored():
+    """Every rank's measurements on a disk, and on rank 0 those of all, as small as they are."""
+    from prunesampler.base import memory
+
+    options = {"ON_DISK": 0, "TemporaryFile": Mock(wraps=memory.TemporaryFile)}
+    with patch.multiple(memory, **options):
+        selection = pruner(data(), storage=FOLDER).select(network())
+    return {
+        "kept": selection.kept.tolist(),
+        "shift": selection.shift,
+        "files": options["TemporaryFile"].call_count
+        - 1,  # the first finds out whether one can write
+        "left": [path.name for path in FOLDER.iterdir()],
+    }
 
 
 @contextmanager

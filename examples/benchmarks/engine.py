@@ -10,7 +10,8 @@ confidences of a real network, given features, or those of a small network train
 classes. Ways to choose 40 % of the samples, among them random ones: a share in each class, Kronecker
 factors with annealing, what is chosen by default, and with ten times the moves. Shares are of a random
 set's shift, to first order with the exact curvature, in the parameters and in units of the loss. Seconds
-are those of this machine, processor time of all threads and wall-clock. Prints a table; --json a file.
+are those of this machine, processor time of all threads and wall-clock. Beside them the share that no set
+would go below if gradients followed a normal law, see `engine_floor.py`. Prints a table; --json a file.
 """
 
 from __future__ import annotations
@@ -27,17 +28,21 @@ import numpy as np
 import psutil
 import torch
 from engine_data import given, small_network, synthetic
+from engine_floor import Floor
 from overhead import PeakMemory
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from prunesampler import AutoCurvature, Budget, Influence, KroneckerCurvature, anneal
+from prunesampler.base.memory import Room
 from prunesampler.influence.certificate import newton_shift
 from prunesampler.influence.factorised import Factorised
 from prunesampler.influence.measurements import Measurements
 
 Row = dict[str, Any]
+AFFORDABLE = 5e9
+"""Numbers n C D up to which one product with the curvature, and so the floor, is quick."""
 
 
 class Watch:
@@ -94,6 +99,28 @@ def chosen(
     return anneal(influence, budget, labels=labels, moves=moves).pruned
 
 
+def bound(name: str, measured: Measurements, factorised: Factorised, budget: Budget) -> list[Row]:
+    """One row for what no set would go below, were gradients normal; none where that takes long."""
+    if len(measured) * math.prod(measured.shape) > AFFORDABLE:
+        return []
+    with Watch() as watch:
+        floor = Floor(measured, factorised.damping, budget.count_of(len(measured)))
+        shares = {"parameters": floor.share(2), "loss": floor.share(1)}
+    way = "lower bound, were gradients normal"
+    return [{"case": name, "way": way, **shares, "seconds": watch.processor, "wall": watch.wall}]
+
+
+def newton_norm(
+    measured: Measurements, influence: Influence, pruned: Tensor, curvature: AutoCurvature
+) -> float:
+    """Norm of the shift with the curvature of the kept samples."""
+    kept = torch.ones(len(measured), dtype=torch.bool)
+    kept[pruned] = False
+    left = measured.subset(kept.nonzero().flatten())
+    again = curvature.refactorise(left, influence.factorised)
+    return influence.norm(newton_shift(again, influence, pruned))
+
+
 def compare(
     name: str, measured: Measurements, damping: float, budget: Budget, beside: bool
 ) -> list[Row]:
@@ -116,6 +143,7 @@ def compare(
         )
 
     add("a share in each class, random", class_share(labels, budget, 0), None)
+    rows += bound(name, measured, factorised, budget)
     if beside:
         with Watch() as kronecker:
             other = KroneckerCurvature(damping=damping).factorise(measured)
@@ -130,10 +158,7 @@ def compare(
         search.wall = round(search.wall + making.wall + whitening.wall, 2)
         if moves is None:
             with Watch() as certificate:
-                kept = torch.ones(n, dtype=torch.bool)
-                kept[pruned] = False
-                again = curvature.refactorise(measured.subset(kept.nonzero().flatten()), factorised)
-                newton = influence.norm(newton_shift(again, influence, pruned))
+                newton = newton_norm(measured, influence, pruned, curvature)
             facts = {
                 "curvature_seconds": making.processor, "rows_seconds": whitening.processor,
                 "newton": newton / judge.random[0], "newton_seconds": certificate.processor,
@@ -150,20 +175,17 @@ def compare(
 def warm_up() -> None:
     """Compile the loops, on a few samples."""
     for outputs in (10, 300):
-        few = synthetic(outputs, 40, 600, 0, 1.5)
+        few = synthetic(outputs, 40, 600, 0, 1.5, Room())
         for curvature in (AutoCurvature(damping=1e-3), KroneckerCurvature(damping=1e-3)):
             if outputs == 10 or isinstance(curvature, AutoCurvature):
                 factorised: Factorised = curvature.factorise(few)
                 anneal(Influence.build(few.rows(), factorised), Budget(count=200), moves=2000)
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--cases",
-        nargs="*",
-        default=["10,64,50000", "10,512,50000", "100,64,50000", "100,512,50000"],
-    )
+    cases = ["10,64,50000", "10,512,50000", "100,64,50000", "100,512,50000"]
+    parser.add_argument("--cases", nargs="*", default=cases)
     parser.add_argument("--features", type=Path)
     parser.add_argument("--images", type=Path)
     parser.add_argument("--damping", type=float, default=5e-4)
@@ -173,62 +195,56 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--default-only", action="store_true")
+    parser.add_argument("--storage", type=Path, help="folder for features and measurements")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    makers: list[tuple[str, Callable[[], Measurements]]] = []
+    return parser.parse_args()
+
+
+def makers(options: argparse.Namespace) -> list[tuple[str, Callable[[], Measurements]]]:
+    """The cases by name, each made when it is its turn."""
+    found: list[tuple[str, Callable[[], Measurements]]] = []
     if options.features:
-        makers.append(("given features", lambda: given(options.features, options.damping)))
+        found.append(("given features", lambda: given(options.features, options.damping)))
     if options.images:
-        makers.append(
-            (
-                "small network",
-                lambda: small_network(options.images, 512, options.epochs, options.seed),
-            )
-        )
-    if not makers:
-        for case in options.cases:
-            sizes = tuple(int(part) for part in case.split(","))
-            makers.append(
-                (
-                    f"C {sizes[0]}, d {sizes[1]}, n {sizes[2]}",
-                    lambda s=sizes: synthetic(*s, options.seed, options.spread),
-                )
-            )
+        network = options.images, 512, options.epochs, options.seed
+        found.append(("small network", lambda: small_network(*network)))
+    room = Room(options.storage)
+    for case in [] if found else options.cases:
+        sizes = [int(part) for part in case.split(",")]
+        more = options.seed, options.spread, room
+        name = "C {}, d {}, n {}".format(*sizes)
+        found.append((name, lambda s=sizes, more=more: synthetic(*s, *more)))
+    return found
+
+
+def show(rows: list[Row]) -> None:
+    table = Table("case", "way", "parameters", "loss", "processor s", "wall s", "peak GiB")
+    for row in rows:
+        shares = f"{row['parameters']:.4f}", f"{row['loss']:.4f}"
+        facts = str(row.get("seconds", "")), str(row.get("wall", "")), str(row["peak_gib"])
+        table.add_row(row["case"], row["way"], *shares, *facts)
+    Console(width=120).print(table)
+
+
+def main() -> None:
+    options = parsed()
+    torch.set_num_threads(options.threads)
+    budget, beside = Budget(fraction=options.fraction), not options.default_only
     warm_up()
     rows: list[Row] = []
-    for name, make in makers:
+    for name, make in makers(options):
         started = time.perf_counter()
         measured = make()
         print(f"{name}: measurements made in {time.perf_counter() - started:.0f} s", flush=True)
         held = psutil.Process().memory_info().rss / 2**30
         with PeakMemory() as memory:
-            found = compare(
-                name,
-                measured,
-                options.damping,
-                Budget(fraction=options.fraction),
-                not options.default_only,
-            )
+            found = compare(name, measured, options.damping, budget, beside)
+        peak = held + memory.peak / 2**30
         for row in found:
-            row |= {
-                "measurements_gib": round(held, 2),
-                "peak_gib": round(held + memory.peak / 2**30, 2),
-            }
+            row |= {"measurements_gib": round(held, 2), "peak_gib": round(peak, 2)}
         rows += found
         del measured
-    table = Table("case", "way", "parameters", "loss", "processor s", "wall s", "peak GiB")
-    for row in rows:
-        table.add_row(
-            row["case"],
-            row["way"],
-            f"{row['parameters']:.4f}",
-            f"{row['loss']:.4f}",
-            str(row.get("seconds", "")),
-            str(row.get("wall", "")),
-            str(row["peak_gib"]),
-        )
-    Console(width=120).print(table)
+    show(rows)
     settings = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
     text = json.dumps({"settings": settings, "rows": rows}, indent=1)
     if options.json:

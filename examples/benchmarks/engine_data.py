@@ -22,7 +22,9 @@ LATENT, POWER, FAMILY = 256, 0.6, 20
 PART = 4096
 
 
-def synthetic(outputs: int, inputs: int, samples: int, seed: int, spread: float) -> Measurements:
+def synthetic(
+    outputs: int, inputs: int, samples: int, seed: int, spread: float, room: Room
+) -> Measurements:
     """Features with a falling spectrum, classes in families, and a head trained on them.
 
     Args:
@@ -31,6 +33,7 @@ def synthetic(outputs: int, inputs: int, samples: int, seed: int, spread: float)
         samples: Number of samples n.
         seed: Seed of everything.
         spread: Spread of a class; the larger, the less sure the head is.
+        room: Where features and measurements are put.
     """
     draw = torch.Generator().manual_seed(seed)
     scales = torch.arange(1, LATENT + 1) ** -POWER
@@ -41,7 +44,8 @@ def synthetic(outputs: int, inputs: int, samples: int, seed: int, spread: float)
     bias = -0.6 * torch.rand(inputs, generator=draw) - 0.1
     labels = torch.randint(0, outputs, (samples,), generator=draw)
     hard = torch.rand(samples, 1, generator=draw)
-    features = torch.empty(samples, inputs + 1, dtype=torch.float16 if outputs > MANY else None)
+    precision = torch.float16 if outputs > MANY else torch.float32
+    features = room.empty((samples, inputs + 1), precision)
     for part in torch.arange(samples).split(PART):
         noise = torch.randn(len(part), LATENT, generator=draw) * scales
         latent = centres[labels[part]] + spread * (0.5 + hard[part]) * noise
@@ -51,7 +55,7 @@ def synthetic(outputs: int, inputs: int, samples: int, seed: int, spread: float)
     for part in features.split(PART):
         part[:, :-1] *= size
         part[:, -1] = 1.0
-    return measured(features, labels, fitted(features, labels, outputs, seed))
+    return measured(features, labels, fitted(features, labels, outputs, seed), room)
 
 
 def fitted(features: Tensor, labels: Tensor, outputs: int, seed: int) -> Tensor:
@@ -76,9 +80,9 @@ def fitted(features: Tensor, labels: Tensor, outputs: int, seed: int) -> Tensor:
     return weights.detach()
 
 
-def measured(features: Tensor, labels: Tensor, weights: Tensor) -> Measurements:
+def measured(features: Tensor, labels: Tensor, weights: Tensor, room: Room) -> Measurements:
     """What a pass over the data would measure of this head."""
-    filling = Filling(len(labels), Room())
+    filling = Filling(len(labels), room)
     for part in torch.arange(len(labels)).split(PART):
         inputs = features[part]
         losses, delta, hessian = CrossEntropy().derivatives(
@@ -107,7 +111,7 @@ def given(path: Path, penalty: float) -> Measurements:
         return value
 
     optimizer.step(loss)
-    return measured(features, labels, weights.detach())
+    return measured(features, labels, weights.detach(), Room())
 
 
 def small_network(folder: Path, inputs: int, epochs: int, seed: int) -> Measurements:
@@ -118,7 +122,7 @@ def small_network(folder: Path, inputs: int, epochs: int, seed: int) -> Measurem
     labels = torch.tensor(dataset.targets)
     clusters = clusters_within(labels, trained(images, labels, 64, max(2, epochs // 4))[0], seed)
     features, weights = trained(images, clusters, inputs, epochs)
-    return measured(features, clusters, weights)
+    return measured(features, clusters, weights, Room())
 
 
 def clusters_within(labels: Tensor, features: Tensor, seed: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -285,4 +285,4 @@ def together(group: Group, work: Callable[[], T]) -> T:
     except Exception as raised:
         error = raised
     group.raise_together(error)
-    return result  # type: ignore[return-value]
+    return cast(T, result)  # it is there unless the work failed, which was raised

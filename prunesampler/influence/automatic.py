@@ -17,8 +17,9 @@ from prunesampler.influence.matrix_free import MatrixFree
 from prunesampler.influence.sequences import Measured
 from prunesampler.influence.top import kept_outputs
 
-MOST_PRODUCTS = 1e12
-"""Multiply-adds up to which the curvature is factorised as one matrix, some seconds on one core."""
+MOST_PRODUCTS, FEW_OUTPUTS = 1e12, 16
+"""Multiply-adds up to which the curvature of few outputs is factorised as one matrix, 20 s on one core.
+With more outputs it is up to a tenth of that: above, blocks give better sets there in a tenth of the time."""
 CERTAIN = 1e-9
 """Share of the mean squared norm of the inputs that is the least default damping."""
 LARGEST = 8192
@@ -41,6 +42,7 @@ class BlockCurvature(DampedCurvature):
     Example:
         >>> import torch
         >>> from prunesampler import SquaredError
+        >>> from prunesampler.influence.measurements import Measurements
         >>> inputs, targets = torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 1.0])
         >>> losses, delta, hessian = SquaredError().derivatives(inputs, targets)
         >>> measured = Measurements(delta, inputs, hessian, losses)
@@ -89,6 +91,7 @@ def default_damping(measurements: Measured) -> float:
     Example:
         >>> import torch
         >>> from prunesampler import SquaredError
+        >>> from prunesampler.influence.measurements import Measurements
         >>> inputs, targets = torch.tensor([[1.0, 2.0]]), torch.tensor([0.0])
         >>> losses, delta, hessian = SquaredError().derivatives(torch.ones(1, 1), targets)
         >>> default_damping(Measurements(delta, inputs, hessian, losses))  # eigenvalues 10 and 0
@@ -107,23 +110,24 @@ class AutoCurvature(DampedCurvature):
 
     Shifts that are reported are exact either way, but for layers of more than 256 outputs, of which
     each sample keeps the 64 most probable (`prunesampler.influence.top`). The choice rests on the
-    numbers of samples and of parameters alone, not on the machine.
+    numbers of samples, of parameters and of outputs alone, not on the machine.
 
     Args:
         damping: Added to the diagonal; give the weight decay in use. By default that of the curvature
             that is chosen.
 
     Example:
-        >>> AutoCurvature(damping=0.1).of(num_samples=50_000, parameters=585)
+        >>> AutoCurvature(damping=0.1).of(num_samples=50_000, parameters=585, outputs=10)
         ExactCurvature(damping=0.1, max_size=8192)
-        >>> AutoCurvature(damping=0.1).of(num_samples=50_000, parameters=50_787)
+        >>> AutoCurvature(damping=0.1).of(num_samples=50_000, parameters=50_787, outputs=100)
         BlockCurvature(damping=0.1)
     """
 
-    def of(self, num_samples: int, parameters: int) -> Curvature:
-        """The curvature for this number n of samples, or of tokens, and R of parameters."""
+    def of(self, num_samples: int, parameters: int, outputs: int) -> Curvature:
+        """The curvature for this number n of samples, or of tokens, R of parameters, and C of outputs."""
         products = num_samples * parameters**2 + parameters**3 / 3
-        if parameters <= LARGEST and products <= MOST_PRODUCTS:
+        most = MOST_PRODUCTS if outputs <= FEW_OUTPUTS else MOST_PRODUCTS / 10
+        if parameters <= LARGEST and products <= most:
             return ExactCurvature(damping=self.damping, max_size=LARGEST)
         return BlockCurvature(damping=self.damping)
 
@@ -142,7 +146,8 @@ class AutoCurvature(DampedCurvature):
             ValueError: If the loss has no curvature on these samples.
         """
         tokens = num_samples * len(measurements.tokens) // len(measurements)
-        self.of(tokens, measurements.parameters).check(measurements, num_samples)
+        chosen = self.of(tokens, measurements.parameters, measurements.hessian.size()[0])
+        chosen.check(measurements, num_samples)
 
     def factorise(self, measurements: Measured, damping: float | None = None) -> Factorised:
         """Factorise with the curvature that is chosen for these samples.
@@ -150,7 +155,8 @@ class AutoCurvature(DampedCurvature):
         Raises:
             ValueError: If the curvature is not positive definite.
         """
-        chosen = self.of(len(measurements.tokens), measurements.parameters)
+        outputs = measurements.hessian.size()[0]
+        chosen = self.of(len(measurements.tokens), measurements.parameters, outputs)
         return chosen.factorise(measurements, damping)
 
     def refactorise(self, measurements: Measured, near: Factorised) -> Factorised:

@@ -156,6 +156,7 @@ def kept_curvature(
     Example:
         >>> from prunesampler import IdentityCurvature
         >>> from prunesampler.influence.hessians import DiagonalHessian
+        >>> from prunesampler.influence.measurements import Measurements
         >>> one = torch.ones(3, 1)
         >>> measured = Measurements(one, one, DiagonalHessian(one), one[:, 0])
         >>> influence = Influence.from_vectors(one)
@@ -211,6 +212,7 @@ def random_newton_shift(
     Example:
         >>> from prunesampler import IdentityCurvature
         >>> from prunesampler.influence.hessians import DiagonalHessian
+        >>> from prunesampler.influence.measurements import Measurements
         >>> one, gradients = torch.ones(2, 1), torch.tensor([[3.0], [-3.0]])
         >>> measured = Measurements(gradients, one, DiagonalHessian(one), one[:, 0])
         >>> influence = Influence.build(measured.rows(), IdentityCurvature().factorise(measured))

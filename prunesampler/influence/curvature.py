@@ -99,18 +99,17 @@ class DampedCurvature(Curvature):
 class ExactCurvature(DampedCurvature):
     """The GGN itself: one matrix of size R = K * D, factorised once for all samples.
 
-    K is C - 1 for cross-entropy (softmax is invariant to a shift of all outputs), else C; D is the
-    number of the layer's inputs, plus one for the bias. Time: ``n R^2 / 2 + R^3 / 6`` multiply-adds
-    to factorise and ``n R^2 / 2`` to whiten. Peak memory: ``4 n R`` bytes for the whitened rows and
-    ``32 R^2`` for matrices.
+    K is C - 1 for cross-entropy (softmax is invariant to a shift of all outputs), else C; D counts the
+    layer's inputs and its bias. Time: ``n R^2 / 2 + R^3 / 6`` multiply-adds to factorise and ``n R^2 / 2``
+    to whiten. Peak memory: ``4 n R`` bytes for the whitened rows and ``32 R^2`` for matrices.
 
     Args:
-        damping: Added to the diagonal; give the weight decay in use. By default 1e-3 of the mean
-            eigenvalue.
+        damping: Added to the diagonal: give the weight decay in use. Default: 1e-3 of the mean eigenvalue.
         max_size: Largest R that is accepted.
 
     Example:
         >>> from prunesampler import SquaredError
+        >>> from prunesampler.influence.measurements import Measurements
         >>> inputs, targets = torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 1.0])
         >>> losses, delta, hessian = SquaredError().derivatives(inputs, targets)
         >>> measured = Measurements(delta, inputs, hessian, losses)
@@ -191,11 +190,11 @@ class KroneckerCurvature(DampedCurvature):
     Curvature", ICML 2015.
 
     Args:
-        damping: Added to the diagonal; give the weight decay in use. By default 1e-3 of the mean
-            eigenvalue.
+        damping: Added to the diagonal: give the weight decay in use. Default: 1e-3 of the mean eigenvalue.
 
     Example:
         >>> from prunesampler import SquaredError
+        >>> from prunesampler.influence.measurements import Measurements
         >>> inputs, targets = torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 1.0])
         >>> losses, delta, hessian = SquaredError().derivatives(inputs, targets)
         >>> measured = Measurements(delta, inputs, hessian, losses)
@@ -275,6 +274,7 @@ def check_curved(measurements: Measured, damping: float | None) -> None:
 
     Example:
         >>> from prunesampler import SquaredError
+        >>> from prunesampler.influence.measurements import Measurements
         >>> inputs = torch.zeros(2, 1)
         >>> losses, delta, hessian = SquaredError().derivatives(inputs, inputs)
         >>> check_curved(Measurements(delta, inputs, hessian, losses), damping=None)

@@ -42,6 +42,7 @@ class MatrixFree:
 
     Example:
         >>> from prunesampler import SquaredError
+        >>> from prunesampler.influence.measurements import Measurements
         >>> from prunesampler.influence.factorised import IdentityFactorised
         >>> inputs, targets = torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 1.0])
         >>> losses, delta, hessian = SquaredError().derivatives(inputs, targets)

@@ -16,7 +16,12 @@ from torch import Tensor, nn
 
 from prunesampler.influence.hessians import DiagonalHessian, OutputHessian, SoftmaxHessian
 from prunesampler.measure.batches import model_output, run_batch, targets_of
-from prunesampler.measure.targets import checked_classes, matched
+from prunesampler.measure.targets import (
+    check_class_weights,
+    check_weight_per_class,
+    checked_classes,
+    matched,
+)
 
 
 class Derivatives(NamedTuple):
@@ -114,8 +119,12 @@ class CrossEntropy(_OutputLoss):
     weights instead.
 
     Args:
-        weight: Class weights, shape (C,).
+        weight: Class weights, shape (C,), each at least zero.
         label_smoothing: Share of the target that is spread over all classes.
+
+    Raises:
+        TypeError: If the weights are not a tensor.
+        ValueError: If a weight is negative or not finite.
 
     Example:
         >>> losses = CrossEntropy(label_smoothing=0.1)
@@ -125,6 +134,10 @@ class CrossEntropy(_OutputLoss):
 
     weight: Tensor | None = None
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.weight is not None:
+            check_class_weights(self.weight)
 
     def classes(self, targets: Tensor) -> Tensor | None:
         """The targets, if they are class indices or one-hot."""
@@ -140,7 +153,14 @@ class CrossEntropy(_OutputLoss):
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of every sample, shape (b,)."""
-        return self._values(outputs, checked_classes(outputs, targets))
+        return self._values(outputs, self._checked(outputs, targets))
+
+    def _checked(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Targets that fit the outputs, as class weights must too."""
+        targets = checked_classes(outputs, targets)
+        if self.weight is not None:
+            check_weight_per_class(self.weight, outputs)
+        return targets
 
     def _values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         weight = None if self.weight is None else self.weight.to(outputs)
@@ -155,9 +175,9 @@ class CrossEntropy(_OutputLoss):
         and make the gradients of easy samples exactly zero.
 
         Raises:
-            ValueError: If a label is not a class of the output.
+            ValueError: If a label is not a class of the output, or there is not one weight per class.
         """
-        targets = checked_classes(outputs, targets)
+        targets = self._checked(outputs, targets)
         values = self._values(outputs, targets)
         classes = outputs.shape[1]
         target = F.one_hot(targets, classes) if targets.dim() == 1 else targets

@@ -163,4 +163,4 @@ def spread(size: int, count: int) -> list[int]:
         [0, 50, 100]
     """
     places = torch.linspace(0, size - 1, min(count, size), dtype=torch.float64)
-    return places.round().long().unique().tolist()  # type: ignore[no-any-return, no-untyped-call]
+    return sorted(set(places.round().long().tolist()))

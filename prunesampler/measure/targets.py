@@ -9,6 +9,8 @@ from prunesampler.measure.heads import PER_TOKEN
 
 PROBABILITY = 1e-2
 """Largest distance from one of the sum of a row of probabilities, in any precision."""
+IGNORED = -100
+"""The label that torch's cross-entropy leaves out by default, its ``ignore_index``."""
 
 
 def checked_classes(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -25,7 +27,7 @@ def checked_classes(outputs: Tensor, targets: Tensor) -> Tensor:
     if outputs.dim() > 2:
         raise ValueError(
             "cross-entropy takes outputs of shape (batch, classes), got one output per token or "
-            f"position, {tuple(outputs.shape)}: {PER_TOKEN}; prune a model with one output per sample"
+            f"position, {tuple(outputs.shape)}: {PER_TOKEN}, or prune a model with one output per sample"
         )
     if outputs.dim() != 2 or outputs.shape[1] < 2:
         raise ValueError(
@@ -56,9 +58,15 @@ def checked_classes(outputs: Tensor, targets: Tensor) -> Tensor:
     wrong = (targets < 0) | (targets >= classes)
     if wrong.any():
         values = sorted(set(targets[wrong].tolist()))[:5]
+        ignored = int((targets.long() == IGNORED).sum())
+        way_out = (
+            f"{ignored} of these {len(targets)} samples have {IGNORED}, torch's ignore_index: they have "
+            "no loss, so nothing is to be had from them, and you leave them out of the dataset, as "
+            f"Subset(dataset, [i for i, y in enumerate(labels) if y != {IGNORED}])"
+        )
         raise ValueError(
             f"labels {values} are out of range: the layer has {classes} outputs, so labels are "
-            f"0 to {classes - 1}; correct the labels or the layer"
+            f"0 to {classes - 1}; {way_out if ignored else 'correct the labels or the layer'}"
         )
     return targets.long()
 
@@ -76,6 +84,53 @@ def _checked_probabilities(targets: Tensor) -> Tensor:
             "losses=BinaryCrossEntropy(), for regression SquaredError()"
         )
     return targets
+
+
+def check_class_weights(weight: Tensor) -> None:
+    """Check that class weights are finite numbers of at least zero.
+
+    Raises:
+        TypeError: If they are not a tensor.
+        ValueError: If they have another shape, or one is negative or not finite.
+
+    Example:
+        >>> check_class_weights(torch.tensor([1.0, -2.0]))
+        Traceback (most recent call last):
+        ValueError: the weight of class 1 is -2: the loss would not be convex; give weight= numbers ...
+    """
+    way_out = "one for each class, as weight=torch.tensor([1.0, 2.0])"
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"class weights are a tensor, got {weight!r}; give {way_out}")
+    if weight.dim() != 1:
+        raise ValueError(
+            f"class weights are a tensor of shape (classes,), got {tuple(weight.shape)}; give {way_out}"
+        )
+    wrong = (~(weight.isfinite() & (weight >= 0))).nonzero().flatten()
+    if len(wrong):
+        value = float(weight[wrong[0]])
+        reason = "convex" if value < 0 else "finite"
+        raise ValueError(
+            f"the weight of class {int(wrong[0])} is {value:.4g}: the loss would not be {reason}; give "
+            "weight= numbers of at least 0, and 0 for a class that does not count"
+        )
+
+
+def check_weight_per_class(weight: Tensor, outputs: Tensor) -> None:
+    """Check that there is one class weight for each output of the model, shape (b, C).
+
+    Raises:
+        ValueError: If there is not.
+
+    Example:
+        >>> check_weight_per_class(torch.ones(2), torch.randn(5, 3))
+        Traceback (most recent call last):
+        ValueError: there are 2 class weights, but the layer has 3 outputs; give weight= one number ...
+    """
+    if len(weight) != outputs.shape[1]:
+        raise ValueError(
+            f"there are {len(weight)} class weights, but the layer has {outputs.shape[1]} outputs; give "
+            "weight= one number for each output, 1.0 where a class counts like the others"
+        )
 
 
 def matched(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
@@ -77,7 +78,7 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
 
     def remaining(self) -> int:
         """Number of indices that are still to come."""
-        return self._left.__length_hint__()  # type: ignore[attr-defined, no-any-return]
+        return operator.length_hint(self._left)
 
     def outdate(self) -> None:
         """Note that the kept set has changed, so that the rest of this pass is outdated."""

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from prunesampler.base.checks import warn
 from prunesampler.base.processes import current_group, together
 from prunesampler.base.progress import Progress, advance, progress_bar
 from prunesampler.influence.scores import Scores
@@ -61,6 +62,8 @@ def frontier_together(
 ) -> Frontier:
     """Select at every fraction on rank 0 and send all to all ranks; all processes must call this.
 
+    A warning tells, once for all fractions, at which the set is no better than a random one.
+
     Args:
         scores: Scores on rank 0; None on the others.
         selector: How to select.
@@ -80,7 +83,10 @@ def frontier_together(
         return [selection.to_bytes() for selection in found]
 
     data = [group.broadcast_bytes(part) for part in together(group, solve)]
-    return Frontier(tuple(Selection.from_bytes(part) for part in data))
+    frontier = Frontier(tuple(Selection.from_bytes(part) for part in data))
+    if frontier.doubts and group.rank == 0:
+        warn(frontier.doubts)
+    return frontier
 
 
 def weigh_together(scores: Scores | None, selection: Selection, spread: float) -> Tensor:

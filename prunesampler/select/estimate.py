@@ -14,12 +14,11 @@ from prunesampler.base.processes import current_group
 from prunesampler.influence.automatic import AutoCurvature, BlockCurvature
 from prunesampler.influence.blocks import block_rank, block_samples
 from prunesampler.influence.curvature import Curvature, ExactCurvature, KroneckerCurvature
-from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.sequences import Measured, Sequences
 from prunesampler.influence.sparse import least_share, significant
 from prunesampler.influence.top_rows import TopHessian
 from prunesampler.select.verdict import FEW
-from prunesampler.solve.annealing import MIN_MOVES, MOVES_PER_SAMPLE, flips_per_sample
+from prunesampler.solve.annealing import MIN_MOVES, MOVES_PER_SAMPLE, default_flips
 
 SEARCHED = 4e9
 """Multiply-adds that a compiled search does in a second on one core, about."""
@@ -137,6 +136,7 @@ class Announced:
 
     Example:
         >>> from prunesampler import SquaredError
+        >>> from prunesampler.influence.measurements import Measurements
         >>> losses, delta, hessian = SquaredError().derivatives(torch.ones(2, 1), torch.ones(2, 1))
         >>> batch = Measurements(delta, torch.ones(2, 3), hessian, losses)
         >>> said = []
@@ -202,6 +202,7 @@ def bytes_per_sample(batch: Measured) -> int:
 
     Example:
         >>> from prunesampler import SquaredError
+        >>> from prunesampler.influence.measurements import Measurements
         >>> losses, delta, hessian = SquaredError().derivatives(torch.ones(2, 1), torch.ones(2, 1))
         >>> bytes_per_sample(Measurements(delta, torch.ones(2, 3), hessian, losses))
         24
@@ -222,7 +223,7 @@ def _each(batch: Measured) -> str:
 def _chosen(curvature: Curvature, batch: Measured, num_samples: int) -> Curvature:
     """The curvature itself, or the one that will be chosen for all samples."""
     if isinstance(curvature, AutoCurvature):
-        return curvature.of(_tokens(batch, num_samples), batch.parameters)
+        return curvature.of(_tokens(batch, num_samples), batch.parameters, batch.hessian.size()[0])
     return curvature
 
 
@@ -243,25 +244,25 @@ def _work(batch: Measured, num_samples: int, curvature: Curvature) -> Work:
         copies = 4.0 * n * (rows + columns)
         return Work(gradients + copies, products, 4.0 * moves * size, 4.0 * n * size / outputs)
     if isinstance(curvature, BlockCurvature):
-        return _block_work(batch.tokens, n, gradients, inverse)
+        return _block_work(batch, num_samples, gradients, inverse)
     return Work(gradients, 0.0, 0.0, 0.0)
 
 
-def _block_work(batch: Measurements, n: int, gradients: float, inverse: float) -> Work:
+def _block_work(batch: Measured, num_samples: int, gradients: float, inverse: float) -> Work:
     """What blocks, sparse rows and flips take."""
     outputs, columns = batch.hessian.size()[0], batch.shape[1]
-    rank = block_rank(outputs, columns)
-    entries = len(significant(batch.delta, least_share(batch.delta))[0]) / len(batch)
+    n, tokens, rank = _tokens(batch, num_samples), batch.tokens, block_rank(outputs, columns)
+    entries = len(significant(tokens.delta, least_share(tokens.delta))[0]) / len(batch)
     subspace = outputs * min(n, block_samples(rank)) * columns * rank * 7.0
-    copies = 0.0 if batch.inputs.dtype == torch.float16 else 2.0 * n * columns
-    flips = flips_per_sample(n / batch.parameters) * n
+    copies = 0.0 if tokens.inputs.dtype == torch.float16 else 2.0 * n * columns
+    flips = default_flips(num_samples, num_samples / batch.parameters, entries)
     return Work(
         bytes=gradients
         + copies
-        + 4 * n * entries * (rank + 5)
+        + 4 * num_samples * entries * (rank + 5)
         + (4.0 * rank + 8 * VECTORS) * outputs * columns,
-        curvature=subspace + n * entries * columns * rank,
-        search=1.5 * max(flips, MIN_MOVES) * entries * (columns + rank),
+        curvature=subspace + num_samples * entries * columns * rank,
+        search=1.5 * flips * entries * (columns + rank),
         certificate=INVERSES * inverse,
     )
 

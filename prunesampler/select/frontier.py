@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunesampler.select.selection import Selection
+from prunesampler.select.verdict import percent
 
 COLUMNS = ("fraction", "shift", "newton_shift", "random_shift", "curvature_share")
 
@@ -17,8 +18,10 @@ COLUMNS = ("fraction", "shift", "newton_shift", "random_shift", "curvature_share
 class Frontier:
     """One selection per fraction, from the smallest fraction to the largest.
 
-    ``str(frontier)`` is a table; `prunesampler.report.plots.plot_frontier` plots it. Each of its
-    selections can be given to ``sampler.restrict``.
+    ``str(frontier)`` is a table, with a sentence where a set is no better than a random one; its share
+    of random is the less favourable of both predictions (`Selection.ratio`).
+    `prunesampler.report.plots.plot_frontier` plots it. Each of its selections can be given to
+    ``sampler.restrict``.
 
     Args:
         selections: Selections from the same scores, by ascending fraction.
@@ -53,14 +56,37 @@ class Frontier:
             dtype=np.float64,
         )  # fmt: skip
 
+    @property
+    def doubts(self) -> str | None:
+        """Text: at which fractions the set is no better than a random one, or None if at none.
+
+        As in `InfluencePruner.select` nothing is said of objectives that ask for more than a small
+        shift.
+        """
+        poor = [s for s in self.selections if not (s.beats_random or s.metadata.get("cost"))]
+        if not poor:
+            return None
+        found = [
+            f"{len(s.pruned) / s.num_samples:.1%} ({percent(s.ratio)} of its shift)" for s in poor
+        ]
+        sets = "the set is" if len(poor) == 1 else "the sets are"
+        return (
+            f"{sets} no better than a random one at {', '.join(found)}; the verdict of such a selection "
+            "says why"
+        )
+
     def __str__(self) -> str:
         lines = [
             "| pruned | predicted shift | Newton | random set | share of random | curvature kept |",
             "|---|---|---|---|---|---|",
         ]
-        for fraction, shift, newton, random, share in self.array:
+        for (fraction, shift, newton, random, share), selection in zip(
+            self.array, self.selections, strict=True
+        ):
             lines.append(
                 f"| {fraction:.1%} | {shift:.3g} | {newton:.3g} | {random:.3g} "
-                f"| {shift / random:.2%} | {'-' if math.isnan(share) else f'{share:.0%}'} |"
+                f"| {selection.ratio:.2%} | {'-' if math.isnan(share) else f'{share:.0%}'} |"
             )
+        if self.doubts:
+            lines += ["", f"{self.doubts[0].upper()}{self.doubts[1:]}."]
         return "\n".join(lines)

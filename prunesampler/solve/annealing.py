@@ -18,7 +18,7 @@ from torch import Tensor
 from prunesampler.base.checks import checked_seed
 from prunesampler.base.progress import Progress
 from prunesampler.influence.influence import Influence
-from prunesampler.influence.sparse import SparseRows
+from prunesampler.influence.sparse import MOST_ENTRIES, SparseRows
 from prunesampler.solve.budget import Budget, Constraints
 from prunesampler.solve.epsilon import Trials
 from prunesampler.solve.flips import flip
@@ -70,17 +70,20 @@ def anneal(
     return trials.solution
 
 
-def flips_per_sample(room: float) -> float:
-    """Flips that each sample is offered by default.
+def default_flips(samples: int, room: float, entries: float) -> float:
+    """Number of flips by default; at least what takes as long as ``MIN_MOVES`` of short rows.
 
     Args:
+        samples: Number of samples to choose from.
         room: Number of samples per parameter.
+        entries: Entries of a sample on average; a sequence has those of all its tokens.
 
     Example:
-        >>> flips_per_sample(0.1), flips_per_sample(2.0), flips_per_sample(100.0)
-        (20.0, 40.0, 100.0)
+        >>> default_flips(10**6, 2.0, 8.0) / 10**6, default_flips(1000, 0.1, 4.0), default_flips(1000, 0.1, 800.0)
+        (40.0, 1000000.0, 20000.0)
     """
-    return FLIPS_PER_SAMPLE * min(MOST_ROOM, max(1.0, room))
+    each = FLIPS_PER_SAMPLE * min(MOST_ROOM, max(1.0, room))
+    return max(each * samples, MIN_MOVES * min(1.0, MOST_ENTRIES / max(1.0, entries)))
 
 
 def _cooled(
@@ -90,7 +93,8 @@ def _cooled(
     influence = problem.influence
     if isinstance(influence.whitened, SparseRows):
         room = len(influence) / math.prod(influence.gradients.shape)
-        flips = max(flips_per_sample(room) * len(problem), MIN_MOVES) if moves is None else moves
+        entries = len(influence.whitened.values) / len(influence)
+        flips = default_flips(len(problem), room, entries) if moves is None else moves
         sweeps = min(MOST_SWEEPS, max(1, round(flips / len(problem))))
         return flip(problem, count, seed, sweeps, progress)
     moves = max(MOVES_PER_SAMPLE * len(problem), MIN_MOVES) if moves is None else moves

@@ -100,6 +100,13 @@ class Budget:
         Raises:
             ValueError: If that is none or all of them.
         """
+        if num_samples < 2:
+            raise ValueError(
+                f"a dataset of {num_samples} sample cannot be pruned: a selection prunes at least one "
+                "sample and keeps at least one; it takes a dataset of 2 or more"
+            )
+        most = num_samples - 1
+        way_out = f"ask for 1 to {most}" if most > 1 else "ask for 1, as count=1 does"
         if self.count is not None:
             size, asked = self.count, f"count={self.count}"
         elif self.fraction is not None:
@@ -107,12 +114,11 @@ class Budget:
         else:
             size = math.floor(self.max_fraction * num_samples + 1e-9)
             asked = f"max_fraction={self.max_fraction}"
-        if num_samples < 2:
-            raise ValueError(f"a dataset of {num_samples} sample cannot be pruned")
+            way_out = f"raise it to 1/{num_samples} or more"
         if not 1 <= size < num_samples:
             raise ValueError(
                 f"{asked} of {num_samples} samples prunes {size}; a selection prunes at least one "
-                f"sample and keeps at least one: ask for 1 to {num_samples - 1}"
+                f"sample and keeps at least one: {way_out}"
             )
         return size
 

@@ -209,7 +209,9 @@ class Problem:
             reasons.append(f"{self._floors()} keeps {int(floors.sum())} in {classes} classes")
         limit = "" if asked < least else f", which lets at most {most} go"
         nearest = least if asked < least else most
-        way_out = "no budget can be met: lower the floors, or keep fewer"
+        ways = ["lower min_per_class (0 is no floor)"] if floors is not None else []
+        ways += ["name fewer samples in keep="] if len(self.held) else []
+        way_out = f"no budget can be met: {', or '.join(ways)}"
         if nearest:
             share = f"fraction={nearest / n:.6g}"
             way_out = f"the nearest budget that can be met is count={nearest} ({share})"

@@ -197,30 +197,31 @@ def test_refactorised_curvature_is_that_of_the_kept_samples(few, damping):
 
 
 @pytest.mark.parametrize(
-    ("n", "parameters", "expected"),
+    ("n", "parameters", "outputs", "expected"),
     [
-        (1797, 585, ExactCurvature),
-        (50_000, 585, ExactCurvature),
-        (10, 8192, ExactCurvature),
-        (10, 8193, BlockCurvature),
-        (10_000, 8192, ExactCurvature),
-        (50_000, 8192, BlockCurvature),
-        (50_000, 4617, BlockCurvature),
-        (1_280_000, 585, ExactCurvature),
-        (10_000_000, 585, BlockCurvature),
+        (1797, 585, 10, ExactCurvature),
+        (50_000, 585, 10, ExactCurvature),
+        (10, 8192, 2, ExactCurvature),
+        (10, 8193, 2, BlockCurvature),
+        (10_000, 8192, 2, ExactCurvature),
+        (50_000, 8192, 2, BlockCurvature),
+        (50_000, 4617, 10, BlockCurvature),
+        (1_280_000, 585, 10, ExactCurvature),
+        (10_000_000, 585, 10, BlockCurvature),
+        (10_000, 6435, 16, ExactCurvature),
+        (10_000, 6435, 100, BlockCurvature),
+        (10_000, 2000, 100, ExactCurvature),
     ],
 )
-def test_the_curvature_is_chosen_by_samples_and_parameters_alone(
-    n, parameters, expected, monkeypatch
-):
+def test_the_curvature_is_chosen_by_numbers_alone(n, parameters, outputs, expected, monkeypatch):
     made = AutoCurvature(damping=0.25)
-    found = made.of(n, parameters)
+    found = made.of(n, parameters, outputs)
     assert type(found) is expected
     assert found.damping == 0.25
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
-    assert made.of(n, parameters) == found
+    assert made.of(n, parameters, outputs) == found
 
 
 def test_the_chosen_curvature_does_the_work(monkeypatch):

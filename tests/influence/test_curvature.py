@@ -75,6 +75,20 @@ def test_exact_curvature_inverts_and_whitens(name):
     torch.testing.assert_close(white @ white.T, inner, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize(("damping", "once"), [(None, True), (1e-3, True), (5.0, False)])
+def test_one_damping_is_factorised_once(damping, once, monkeypatch):
+    factors, work = [], torch.linalg.cholesky_ex
+    monkeypatch.setattr(
+        torch.linalg, "cholesky_ex", lambda matrix: factors.append(work(matrix)) or factors[-1]
+    )
+    factorised = ExactCurvature(damping=damping).factorise(samples(*LOSSES["softmax"])[0])
+    assert len(factors) == 1 + (not once)
+    assert (factorised.light is factorised.cholesky) == once
+    both = factorised.cholesky @ factorised.cholesky.T, factorised.light @ factorised.light.T
+    less = (both[0] - both[1]).diagonal()
+    assert (less == 0).all() if once else (less > 1).all()
+
+
 def test_default_damping_is_a_thousandth_of_the_mean_eigenvalue():
     measured, _ = samples(*LOSSES["softmax"])
     factorised = ExactCurvature().factorise(measured)

@@ -22,7 +22,7 @@ from prunesampler.influence.hessians import SoftmaxHessian
 from prunesampler.measure.gradients import HeadGradients
 from prunesampler.measure.heads import find_head
 
-PER_TOKEN = "one loss per sequence is not supported yet; per token neither"
+PER_TOKEN = r"pass losses=TokenCrossEntropy\(\) for a cross-entropy at every token"
 torch.manual_seed(0)
 ROWS, TOKENS, IMAGES = torch.randn(6, 8), torch.randn(6, 5, 8), torch.randn(6, 8, 4, 4)
 LABELS = torch.arange(6) % 3

@@ -96,6 +96,10 @@ def test_outputs_of_one_number_per_sample():
     [
         (torch.full((12,), 5), r"labels \[5\] are out of range.*5 outputs"),
         (torch.full((12,), -100), r"labels \[-100\] are out of range"),
+        (
+            torch.tensor([-100, *[1] * 9, -100, 0]),
+            r"2 of these 12 samples have -100, torch's ignore_index: .*Subset\(",
+        ),
         (torch.rand(12), r"got torch.float32 of shape \(12,\); .*for regression.*SquaredError"),
         (torch.rand(12, 1), r"got torch.float32 of shape \(12, 1\)"),
         (torch.zeros(12, 1, dtype=torch.int64), r"integers of shape \(12,\).*\(12, 1\)"),
@@ -104,6 +108,41 @@ def test_outputs_of_one_number_per_sample():
 def test_wrong_labels_are_named(targets, message):
     with pytest.raises(ValueError, match=message):
         CrossEntropy().derivatives(OUTPUTS, targets)
+
+
+@pytest.mark.parametrize(
+    ("weight", "error", "message"),
+    [
+        (
+            torch.tensor([1.0, -0.5, 2.0]),
+            ValueError,
+            "class 1 is -0.5: the loss would not be convex; give",
+        ),
+        (
+            torch.tensor([1.0, float("nan")]),
+            ValueError,
+            "class 1 is nan: the loss would not be finite",
+        ),
+        (torch.tensor([float("inf"), 1.0]), ValueError, "class 0 is inf: .* numbers of at least 0"),
+        (
+            torch.ones(2, 3),
+            ValueError,
+            r"of shape \(classes,\), got \(2, 3\); give one for each class",
+        ),
+        ([1.0, 2.0], TypeError, r"are a tensor, got \[1.0, 2.0\]; give one for each class"),
+    ],
+)
+def test_wrong_class_weights_are_named_at_once(weight, error, message):
+    with pytest.raises(error, match=message):
+        CrossEntropy(weight=weight)
+
+
+@pytest.mark.parametrize("targets", [LABELS, YES_NO.softmax(1)])
+def test_class_weights_of_another_number_of_classes(targets):
+    losses = CrossEntropy(weight=WEIGHT[:4])
+    for work in (losses.values, losses.derivatives):
+        with pytest.raises(ValueError, match="4 class weights, but the layer has 5 outputs; give"):
+            work(OUTPUTS, targets)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])

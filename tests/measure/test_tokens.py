@@ -222,3 +222,7 @@ def test_the_default_takes_large_vocabularies_too():
         ValueError, match="64 most probable are kept of each token, and .* elsewhere"
     ):
         pruner().select(Tagger(tags=2000))
+    with torch.no_grad():
+        model.head.weight.div_(3)
+    with pytest.warns(UserWarning, match="shifts may be off by about as much"):
+        pruner().select(model)

@@ -87,6 +87,25 @@ def test_budgets_that_prune_nothing_or_everything(budget, n):
         budget.count_of(n)
 
 
+@pytest.mark.parametrize(
+    ("budget", "n", "message"),
+    [
+        (
+            Budget(fraction=0.2),
+            2,
+            "fraction=0.2 of 2 samples prunes 0; .*: ask for 1, as count=1 does",
+        ),
+        (Budget(count=2), 2, "count=2 of 2 samples prunes 2; .*: ask for 1, as count=1 does"),
+        (Budget(epsilon=1.0, max_fraction=0.3), 3, "prunes 0; .*: raise it to 1/3 or more"),
+        (Budget(count=1), 1, "a dataset of 1 sample cannot be pruned: .* 2 or more"),
+    ],
+)
+def test_budgets_for_hardly_any_samples(budget, n, message):
+    with pytest.raises(ValueError, match=message):
+        budget.count_of(n)
+    assert Budget(count=1).count_of(2) == Budget(epsilon=1.0, max_fraction=1 / 3).count_of(3) == 1
+
+
 def test_floors():
     labels = torch.tensor([0, 0, 0, 2, 2])
     assert Budget(count=1, min_per_class=2).floors(labels).tolist() == [2, 0, 2]

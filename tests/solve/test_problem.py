@@ -98,8 +98,12 @@ def test_everything_forced_leaves_nothing_to_search():
 
 
 def test_more_bad_input():
-    with pytest.raises(ValueError, match="no budget can be met"):
+    with pytest.raises(ValueError, match="no budget can be met: name fewer samples in keep=$"):
         anneal(influence_of(6), Budget(count=3), constraints=Constraints(keep=range(6)))
+    with pytest.raises(
+        ValueError, match=r"no budget can be met: lower min_per_class \(0 is no floor\)$"
+    ):
+        anneal(influence_of(2), Budget(count=1), labels=torch.tensor([0, 1]))
     with pytest.raises(TypeError, match="keep must be whole numbers"):
         Constraints(keep=["a", "b"]).indices(2)
     with pytest.raises(ValueError, match="moves must be at least 1"):
