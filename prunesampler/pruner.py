@@ -26,7 +26,7 @@ from prunesampler.measure.heads import Losses
 from prunesampler.measure.isolation import unwrap
 from prunesampler.measure.losses import ClosedFormLoss, CrossEntropy
 from prunesampler.measure.measurer import Measurer
-from prunesampler.measure.probing import check_collate, explained, probe
+from prunesampler.measure.probing import check_collate, check_same_labels, explained, probe
 from prunesampler.measure.reading import Reading
 from prunesampler.measure.tokens import TokenCrossEntropy
 from prunesampler.report.text import tell
@@ -189,6 +189,15 @@ class InfluencePruner:
                 f"predicted shift is {selection.ratio:.0%} of a random set's; selection.verdict says more"
             )
         return selection
+
+    def choose(self, epoch: int, model: nn.Module) -> Selection:
+        """What the callback calls before an epoch: :meth:`select`, whatever the epoch."""
+        del epoch
+        return self.select(model)
+
+    def check_order(self, training_set: Dataset[Any]) -> None:
+        """Warn if labels differ from those of the training set: then the order does too."""
+        check_same_labels(training_set, self.dataset, self.reading)
 
     def frontier(
         self,

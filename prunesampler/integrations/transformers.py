@@ -15,6 +15,7 @@ from torch.utils.data import default_collate
 
 from prunesampler.base.files import pack_state, unpack_state, write_atomically
 from prunesampler.integrations.common import HoldsPruning, require
+from prunesampler.pruner import InfluencePruner
 from prunesampler.sampling.sampler import InfluencePrunedSampler
 from prunesampler.train.steps import optimiser_steps
 
@@ -264,7 +265,8 @@ class PruningTrainerMixin:
                 'pruning sampler chooses the order; use "random"'
             )
         callback.log_to(lambda numbers, step: self.log(numbers))  # type: ignore[attr-defined]
-        callback.pruning.pruner.lend_collate(self._collate())
+        if isinstance(callback.pruning.pruner, InfluencePruner):
+            callback.pruning.pruner.lend_collate(self._collate())
         return sampler
 
     def _collate(self) -> TrainersCollate:

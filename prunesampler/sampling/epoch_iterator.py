@@ -80,14 +80,17 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
         """Number of indices that are still to come."""
         return operator.length_hint(self._left)
 
+    def given_out(self) -> int:
+        """Number of indices that were taken."""
+        return self._total - self.remaining()
+
     def outdate(self) -> None:
         """Note that the kept set has changed, so that the rest of this pass is outdated."""
         self._end.stale = self.remaining()
 
     def state_dict(self) -> dict[str, int]:
         """Epoch, position and length of this pass."""
-        position = self._total - self.remaining()
-        return {"epoch": self._epoch, "position": position, "length": self._total}
+        return {"epoch": self._epoch, "position": self.given_out(), "length": self._total}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Move to a saved position; the sampler's own state must have been restored before.

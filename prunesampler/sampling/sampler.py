@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from copy import copy
 from typing import Any, Literal
 
@@ -33,6 +33,8 @@ RUNS_AHEAD = (
     "on_selection= (ultralytics: loader.reset()), or use a plain DataLoader (timm: without "
     "--use-multi-epochs-loader)"
 )
+Begun = Callable[[list[int], EpochIterator], None]
+
 UNHEARD = 3
 """Number of passes after which a warning tells that the callback has not been called."""
 
@@ -103,6 +105,7 @@ class InfluencePrunedSampler(Sampler[int]):
         self._unheard: int | None = None  # passes that ended while the callback was not called
         self._code: str | None = None  # the kept samples, encoded for a state
         self._current: weakref.ref[EpochIterator] | None = None  # the pass begun last
+        self._told: list[Begun] = []
         self.epoch_length = epoch_length
         self._seed = checked_seed(seed)
         self._shuffle = shuffle
@@ -188,13 +191,20 @@ class InfluencePrunedSampler(Sampler[int]):
         """
         self._check_unchanged()
         epoch = self.clock.begin()
-        current = EpochIterator(self.indices(epoch), epoch, self.clock, self._pass_ended)
+        indices = self.indices(epoch)
+        current = EpochIterator(indices, epoch, self.clock, self._pass_ended)
         self._current = weakref.ref(current)
+        for begun in self._told:
+            begun(indices, current)
         return current
+
+    def tell_passes(self, begun: Begun) -> None:
+        """From now on call this when a pass begins, with its indices in their order."""
+        self._told.append(begun)
 
     def __getstate__(self) -> dict[str, Any]:
         """State for copies, which get their own clock and no current pass."""
-        return {**vars(self), "clock": copy(self.clock), "_current": None}
+        return {**vars(self), "clock": copy(self.clock), "_current": None, "_told": []}
 
     def _keep(self, kept: Tensor) -> None:
         """Change the kept set, and mark a pass that still runs over the old one as outdated."""

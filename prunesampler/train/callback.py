@@ -26,6 +26,8 @@ from prunesampler.train.counting import (
     say_where,
 )
 from prunesampler.train.epochs import EpochsPlan
+from prunesampler.train.pruners import Pruner
+from prunesampler.train.recorder import TrajectoryRecorder
 from prunesampler.train.redraws import Redraws
 from prunesampler.train.run import Run
 from prunesampler.train.steps import optimiser_steps, planned_lengths
@@ -56,7 +58,9 @@ class PruningCallback:
 
     Args:
         sampler: Sampler of the training loader.
-        pruner: Pruner over the same samples, without augmentation.
+        pruner: Pruner over the same samples, without augmentation: `InfluencePruner`,
+            `prunesampler.train.hardest.TrajectoryPruner`, or one of your own
+            (`prunesampler.train.pruners.Pruner`).
         warmup_epochs: Number of epochs on all samples before the first selection, at least 1.
         refresh_every: Number of epochs after which to measure and select again, or None for never.
         redraw_every: Number of epochs after which to draw another set without measuring, or None
@@ -72,6 +76,8 @@ class PruningCallback:
         on_error: Whether a failed selection, or a failed trial, ends the run (``"raise"``) or is
             reported in one warning each while the kept samples stay as they are (``"continue"``).
             Mistakes in the calls themselves are always raised.
+        recorder: Recorder of the run's trajectory, told of the end of each epoch before anything is
+            chosen, or None.
 
     Attributes:
         selection: the last selection in this process, or None.
@@ -104,7 +110,7 @@ class PruningCallback:
     def __init__(
         self,
         sampler: InfluencePrunedSampler,
-        pruner: InfluencePruner,
+        pruner: Pruner,
         *,
         warmup_epochs: int = 5,
         refresh_every: int | None = None,
@@ -115,6 +121,7 @@ class PruningCallback:
         on_selection: Callable[[Selection], None] | None = None,
         scores_dir: str | os.PathLike[str] | None = None,
         on_error: Literal["raise", "continue"] = "raise",
+        recorder: TrajectoryRecorder | None = None,
     ) -> None:
         self._on_error = checked_on_error(on_error)
         self.plan = EpochsPlan(
@@ -125,11 +132,16 @@ class PruningCallback:
                 f"final_full_epochs={final_full_epochs} with epochs=None: it needs to know the number "
                 "of epochs; give epochs="
             )
+        if redraw_every is not None and not isinstance(pruner, InfluencePruner):
+            raise ValueError(
+                f"redraw_every={redraw_every} draws from an InfluencePruner's scores, and the pruner is a "
+                f"{type(pruner).__name__}; use refresh_every= instead"
+            )
         check_fit(sampler, pruner)
         if accelerator is not None:
             check_world(accelerator.num_processes, sampler.num_replicas)
             accelerator.register_for_checkpointing(self)
-        self.sampler, self.pruner = sampler, pruner
+        self.sampler, self.pruner, self.recorder = sampler, pruner, recorder
         self.log: Callable[[dict[str, float], int], Any] | None
         self.log = None if accelerator is None else accelerator.log
         self._accelerator, self._on_selection = accelerator, on_selection
@@ -142,7 +154,7 @@ class PruningCallback:
         """Begin a run in which nothing was selected or measured yet."""
         self.selection: Selection | None = None
         redraws = None
-        if self.plan.redraw_every is not None:
+        if self.plan.redraw_every is not None and isinstance(self.pruner, InfluencePruner):
             redraws = Redraws(self.pruner, self._scores_dir)
         self._watch = Watch(self.sampler, self._accelerator)
         self._run = Run(self.sampler, self.pruner, self._watch, redraws, self._on_error)
@@ -179,6 +191,8 @@ class PruningCallback:
         check_epoch(epoch, self._run.ended, loaded=loaded, restored=clock.restored)
         self._watch.epoch_ended(epoch, self.plan)
         clock.settle()
+        if self.recorder is not None:
+            self.recorder.on_epoch_end()
         selection = self._prepare(epoch + 1, model, step)
         clock.reach(epoch + 1)
         return selection

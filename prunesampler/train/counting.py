@@ -9,8 +9,8 @@ from typing import Literal
 
 from prunesampler.base.checks import warn, whole_number
 from prunesampler.base.processes import current_group
-from prunesampler.pruner import InfluencePruner
 from prunesampler.sampling.sampler import InfluencePrunedSampler
+from prunesampler.train.pruners import Pruner
 
 logger = logging.getLogger("prunesampler")
 
@@ -69,14 +69,14 @@ def check_epoch(epoch: int, ended: int, *, loaded: bool, restored: bool) -> None
         )
 
 
-def check_fit(sampler: InfluencePrunedSampler, pruner: InfluencePruner) -> None:
+def check_fit(sampler: InfluencePrunedSampler, pruner: Pruner) -> None:
     """Check that a sampler and a pruner can serve one run.
 
     Raises:
         ValueError: For a pruner over another number of samples, or a budget that leaves too few.
 
     Example:
-        >>> from prunesampler import Budget
+        >>> from prunesampler import Budget, InfluencePruner
         >>> check_fit(
         ...     InfluencePrunedSampler(range(6)), InfluencePruner(range(6), budget=Budget(count=2))
         ... )
@@ -85,7 +85,7 @@ def check_fit(sampler: InfluencePrunedSampler, pruner: InfluencePruner) -> None:
     if pruner.num_samples != n:
         raise ValueError(
             f"score_dataset has {pruner.num_samples} samples, the sampler's dataset {n}; score the "
-            "training set itself, without augmentation"
+            "training set itself, without augmentation (a trajectory: record it on the training set)"
         )
     sampler.check_size(n - pruner.budget.count_of(n))
     if len(sampler.kept) < n and not sampler.clock.restored:
@@ -110,7 +110,7 @@ def checked_on_error(on_error: Literal["raise", "continue"]) -> Literal["raise",
     return on_error
 
 
-def check_same_data(pruner: InfluencePruner, outline: str | None) -> None:
+def check_same_data(pruner: Pruner, outline: str | None) -> None:
     """Check that a state was saved with the current dataset, if the state tells.
 
     Args:
@@ -121,7 +121,7 @@ def check_same_data(pruner: InfluencePruner, outline: str | None) -> None:
         ValueError: If it was another dataset.
 
     Example:
-        >>> from prunesampler import Budget
+        >>> from prunesampler import Budget, InfluencePruner
         >>> pruner = InfluencePruner(range(6), budget=Budget(count=2))
         >>> check_same_data(pruner, None)
     """

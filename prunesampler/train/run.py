@@ -11,11 +11,10 @@ from torch import nn
 
 from prunesampler.base.checks import warn
 from prunesampler.base.processes import current_group, together
-from prunesampler.measure.probing import check_same_labels
-from prunesampler.pruner import InfluencePruner
 from prunesampler.sampling.sampler import InfluencePrunedSampler
 from prunesampler.select.selection import Selection
 from prunesampler.train.epochs import Due, EpochsPlan
+from prunesampler.train.pruners import Pruner
 from prunesampler.train.redraws import Redraws
 from prunesampler.train.watch import Watch
 
@@ -42,7 +41,7 @@ class Run:
     Example:
         >>> import torch
         >>> from torch.utils.data import TensorDataset
-        >>> from prunesampler import Budget
+        >>> from prunesampler import Budget, InfluencePruner
         >>> data = TensorDataset(torch.randn(60, 4), torch.arange(60) % 3)
         >>> sampler = InfluencePrunedSampler(data)
         >>> pruner = InfluencePruner(data, budget=Budget(count=20), progress=False)
@@ -56,7 +55,7 @@ class Run:
     def __init__(
         self,
         sampler: InfluencePrunedSampler,
-        pruner: InfluencePruner,
+        pruner: Pruner,
         watch: Watch,
         redraws: Redraws | None,
         on_error: Literal["raise", "continue"],
@@ -92,7 +91,7 @@ class Run:
             )
         elif due is not Due.NOTHING:
             selection = self._attempt(
-                partial(self._choose, model, measure=due is Due.SELECTION),
+                partial(self._choose, coming, model, measure=due is Due.SELECTION),
                 f"PRUNING FAILED {after}, and training goes on with {len(sampler.kept)} of "
                 f"{sampler.num_samples} samples",
             )
@@ -124,14 +123,14 @@ class Run:
             n = self._sampler.num_samples
             self._watch.check_batches(model, n - self._pruner.budget.count_of(n))
 
-    def _choose(self, model: nn.Module, *, measure: bool) -> Selection:
+    def _choose(self, coming: int, model: nn.Module, *, measure: bool) -> Selection:
         """Measure and select, or only redraw, and restrict the sampler on all ranks."""
         group, sampler = current_group(), self._sampler
         group.meet("on_epoch_end")
         if not self.selected:
-            check_same_labels(sampler.dataset, self._pruner.dataset, self._pruner.reading)
+            self._pruner.check_order(sampler.dataset)
         if self.redraws is None:
-            selection = self._pruner.select(model)
+            selection = self._pruner.choose(coming, model)
         else:
             selection = self.redraws.draw(model, sampler.kept, measure=measure)
         together(group, partial(sampler.restrict, selection))

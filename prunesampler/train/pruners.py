@@ -1,0 +1,56 @@
+"""What the callback asks of a pruner."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import nn
+
+from prunesampler.select.selection import Selection
+from prunesampler.solve.budget import Budget
+
+
+class Pruner(Protocol):
+    """Chooses, before an epoch, which samples of a dataset to leave out.
+
+    For a pruner of your own, inherit from this class, set the two attributes and write `choose`.
+
+    Attributes:
+        num_samples: number of samples n.
+        budget: how much to prune; the callback plans the number of steps by it.
+        progress: whether progress is shown in the terminal.
+        outline: what is known of the dataset, to compare with that of a state, or None.
+
+    Example:
+        >>> import torch
+        >>> class EveryThird(Pruner):
+        ...     num_samples, budget = 9, Budget(count=3)
+        ...     def choose(self, epoch, model):
+        ...         pruned = torch.arange(epoch % 3, 9, 3)
+        ...         return Selection(pruned, 9, float("nan"), float("nan"), None, self.budget)
+        >>> EveryThird().choose(1, None).kept.tolist()
+        [0, 2, 3, 5, 6, 8]
+    """
+
+    num_samples: int
+    budget: Budget
+    progress: bool = True
+    outline: str | None = None
+
+    def choose(self, epoch: int, model: nn.Module) -> Selection:
+        """The samples to prune in this coming epoch; all processes call it and get the same.
+
+        Args:
+            epoch: The coming epoch, counted from 0.
+            model: Model as it is trained.
+        """
+
+    def check(self, model: nn.Module) -> None:
+        """Find mistakes after the first epoch; by default this checks nothing."""
+
+    def check_order(self, training_set: Any) -> None:
+        """Warn if samples are not in the training set's order; by default this checks nothing."""
+
+    def look(self) -> str | None:
+        """Look at the dataset, and return ``outline``."""
+        return self.outline
