@@ -20,6 +20,10 @@ from prunesampler.select.selection import Selection
 from prunesampler.solve.annealing import anneal
 from prunesampler.solve.budget import Budget, Constraints
 from prunesampler.train.callback import PruningCallback
+from prunesampler.train.hardest import TrajectoryPruner
+from prunesampler.train.pruners import Pruner
+from prunesampler.train.recorder import TrajectoryRecorder
+from prunesampler.train.trajectory import Trajectory
 
 __all__ = [
     "AutoCurvature",
@@ -40,11 +44,15 @@ __all__ = [
     "KroneckerCurvature",
     "Objective",
     "Price",
+    "Pruner",
     "PruningCallback",
     "Selection",
     "SquaredError",
     "Target",
     "TokenCrossEntropy",
+    "Trajectory",
+    "TrajectoryPruner",
+    "TrajectoryRecorder",
     "anneal",
     "loss_distance",
     "parameter_distance",

@@ -10,12 +10,16 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
+from torch import nn
+
 from prunesampler.pruner import InfluencePruner
+from prunesampler.sampling.handed_out import draws_from_ours
 from prunesampler.sampling.sampler import InfluencePrunedSampler
 from prunesampler.select.selection import Selection
 from prunesampler.train.callback import PruningCallback
 from prunesampler.train.counting import checked_on_error
 from prunesampler.train.epochs import EpochsPlan
+from prunesampler.train.recorder import TrajectoryRecorder
 
 
 def require(packages: tuple[str, ...], minimum: str, extra: str) -> None:
@@ -97,6 +101,7 @@ class HoldsPruning:
         on_selection: Callable[[Selection], None] | None = None,
         scores_dir: str | os.PathLike[str] | None = None,
         on_error: Literal["raise", "continue"] = "raise",
+        recorder: TrajectoryRecorder | None = None,
     ) -> None:
         checked_on_error(on_error)  # at once, not when functions of the trainer are called
         self._given: tuple[Any, Any] = (sampler, pruner)
@@ -108,6 +113,7 @@ class HoldsPruning:
             on_selection=on_selection,
             scores_dir=scores_dir,
             on_error=on_error,
+            recorder=recorder,
         )
         # The plan of a run of any length, and that of the current run once its length is known.
         self._any_plan = EpochsPlan(warmup_epochs, refresh_every, redraw_every, final_full_epochs)
@@ -149,6 +155,13 @@ class HoldsPruning:
         self._plan = self._any_plan if epochs is None else self._any_plan.lasting(epochs)
         if self._held is not None:
             self._held.plan = self._plan
+
+    def record(self, loaders: list[Any], model: nn.Module) -> None:
+        """Attach the recorder, if there is one, to the loader that draws from the sampler."""
+        recorder = self.pruning.recorder
+        if recorder is not None:
+            ours = [loader for loader in loaders if draws_from_ours(loader)]
+            recorder.attach((ours or loaders)[0], model)
 
     def log_to(self, log: Callable[[dict[str, float], int], Any]) -> None:
         """Call this function with the figures of every selection, and the step."""

@@ -117,6 +117,7 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
             self.pruning.watch(scheduler=config.scheduler)
         for loader in loaders:
             self.pruning.watch(loader=loader)
+        self.record(loaders, pl_module)
         before = len(self.sampler)
         with self._reloading(trainer):
             self.pruning.catch_up(trainer.current_epoch, pl_module, step=trainer.global_step)

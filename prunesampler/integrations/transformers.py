@@ -87,6 +87,7 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
             state.max_steps = self.steps_of(args)
         self.expect_epochs(state.num_train_epochs)
         self.pruning.watch(loader=others["train_dataloader"], scheduler=others["lr_scheduler"])
+        self.record([others["train_dataloader"]], others["model"])
 
     def on_epoch_begin(
         self,

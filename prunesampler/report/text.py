@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from prunesampler.influence.headroom import advice
 from prunesampler.select.selection import Selection
 
 logger = logging.getLogger("prunesampler")
@@ -52,6 +53,9 @@ def summary(epoch: int, selection: Selection, seconds: float, epoch_seconds: flo
         f"prunesampler: after epoch {epoch} kept {kept} of {selection.num_samples} samples "
         f"({kept / selection.num_samples:.1%})"
     )
+    meter = "" if facts.get("headroom") is None else f"{advice(facts['headroom'])}"
+    if facts.get("by") is not None:
+        return f"{head}, chosen by {facts['by']}; {meter}"
     if math.isnan(selection.newton_shift):
         random = facts.get("random_shift")
         beside = "" if random is None else f" (random set {random:.3g})"
@@ -65,6 +69,8 @@ def summary(epoch: int, selection: Selection, seconds: float, epoch_seconds: flo
         f"It took {seconds:.1f} s{ratio}{_shares(facts, seconds, STAGES)}.",
         selection.verdict,
     ]
+    if meter:
+        lines.append(f"For networks trained from scratch: {meter}.")
     if selection.proved is not None:
         lines.append(f"Proved: {selection.proved}.")
     return "\n".join(lines)
@@ -95,10 +101,11 @@ def figures(selection: Selection, seconds: float) -> dict[str, float]:
     """
     numbers = {
         "pruning/kept": float(selection.num_samples - len(selection.pruned)),
-        "pruning/shift": selection.shift,
         "pruning/seconds": seconds,
     }
-    for name in ("random_shift", "random_newton_shift"):
+    if not math.isnan(selection.shift):
+        numbers["pruning/shift"] = selection.shift
+    for name in ("random_shift", "random_newton_shift", "headroom"):
         if selection.metadata.get(name) is not None:
             numbers[f"pruning/{name}"] = float(selection.metadata[name])
     if not math.isnan(selection.newton_shift):

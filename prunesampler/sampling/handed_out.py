@@ -43,12 +43,21 @@ class HandedOut:
     """
 
     def __init__(self, sampler: InfluencePrunedSampler, loader: Any) -> None:
-        check_drawn(sampler, loader)
-        self._loader = loader
+        self._sampler = sampler
+        self.follow(loader)
         self._batches: deque[list[int]] = deque()
         self._places: dict[int, int] = {}
         self._pass: EpochIterator | None = None
         sampler.tell_passes(self._begin)
+
+    def follow(self, loader: Any) -> None:
+        """From the next pass on, expect the batches of this loader.
+
+        Raises:
+            ValueError: If it does not draw from the sampler, or its batches are made elsewhere.
+        """
+        check_drawn(self._sampler, loader)
+        self._loader = loader
 
     def _begin(self, indices: list[int], steps: EpochIterator) -> None:
         """A pass over the sampler begins; what is left of the one before was not trained on."""
@@ -102,8 +111,8 @@ def check_drawn(sampler: InfluencePrunedSampler, loader: Any) -> None:
             "accelerate dispatches the batches of this loader from one process, so the others cannot know "
             "whose losses they see; use dispatch_batches=False"
         )
-    found = sampler_of(loader)
-    if not isinstance(found, InfluencePrunedSampler) and _replayed(found, [0], 0) is None:
+    if not draws_from_ours(loader):
+        found = sampler_of(loader)
         raise ValueError(
             f"the loader draws from a {type(found).__name__}, not from an InfluencePrunedSampler; build it "
             "with sampler=, or with replace_sampler(loader, sampler), and pass the loader that is iterated"
@@ -113,6 +122,19 @@ def check_drawn(sampler: InfluencePrunedSampler, loader: Any) -> None:
             "the loader has no batches of its own (batch_size=None), so it is not known which samples come "
             "together; give it a batch size"
         )
+
+
+def draws_from_ours(loader: Any) -> bool:
+    """Whether a loader draws from an `InfluencePrunedSampler`, through whatever wrappers.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> draws_from_ours(DataLoader(range(6), shuffle=True))
+        False
+    """
+    batches = getattr(loader, "batch_sampler", None)
+    link = getattr(loader, "sampler", None) if batches is None else batches
+    return _replayed(link, [0], 0) is not None
 
 
 def batches_of(loader: Any, indices: list[int]) -> list[list[int]]:

@@ -21,6 +21,7 @@ from prunesampler.influence.certificate import (
     random_shift,
 )
 from prunesampler.influence.curvature import Curvature
+from prunesampler.influence.headroom import headroom
 from prunesampler.influence.influence import Influence
 from prunesampler.influence.scores import Scores, class_labels
 from prunesampler.influence.sequences import Measured, Sequences
@@ -256,6 +257,7 @@ class Selector:
                 "random_shift": random,
                 "random_newton_shift": random_newton,
                 "mean_loss": float(scores.measurements.losses.mean()),
+                "headroom": headroom(scores.measurements.errors),
                 "layer": scores.layer,
                 "cost": type(self.objective).cost is not Objective.cost,
             },

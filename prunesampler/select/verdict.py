@@ -25,8 +25,9 @@ NUMBERS = {
     "random_newton_shift",
     "residual",
     "mean_loss",
+    "headroom",
 }
-TEXTS = {"curvature", "metric", "layer"}
+TEXTS = {"curvature", "metric", "layer", "by"}
 """Names of the facts that are numbers, and that are texts; each may be None or missing."""
 
 

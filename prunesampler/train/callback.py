@@ -77,7 +77,7 @@ class PruningCallback:
             reported in one warning each while the kept samples stay as they are (``"continue"``).
             Mistakes in the calls themselves are always raised.
         recorder: Recorder of the run's trajectory, told of the end of each epoch before anything is
-            chosen, or None.
+            chosen; by default that of the pruner, if it has one.
 
     Attributes:
         selection: the last selection in this process, or None.
@@ -141,7 +141,8 @@ class PruningCallback:
         if accelerator is not None:
             check_world(accelerator.num_processes, sampler.num_replicas)
             accelerator.register_for_checkpointing(self)
-        self.sampler, self.pruner, self.recorder = sampler, pruner, recorder
+        self.sampler, self.pruner = sampler, pruner
+        self.recorder = getattr(pruner, "recorder", None) if recorder is None else recorder
         self.log: Callable[[dict[str, float], int], Any] | None
         self.log = None if accelerator is None else accelerator.log
         self._accelerator, self._on_selection = accelerator, on_selection
@@ -165,6 +166,8 @@ class PruningCallback:
         """Begin a new run: all samples are kept again, and the next epoch is the first."""
         if self._run.ended >= 0:
             self.sampler.restart()
+        if self.recorder is not None:
+            self.recorder.reset()
         self._start()
 
     def on_epoch_end(
@@ -192,7 +195,7 @@ class PruningCallback:
         self._watch.epoch_ended(epoch, self.plan)
         clock.settle()
         if self.recorder is not None:
-            self.recorder.on_epoch_end()
+            self.recorder.on_epoch_end(epoch)
         selection = self._prepare(epoch + 1, model, step)
         clock.reach(epoch + 1)
         return selection
@@ -270,6 +273,7 @@ class PruningCallback:
             "redraws": None if run.redraws is None else run.redraws.state_dict(),
             "data": self.pruner.outline,
             "within": self.sampler.clock.running,
+            "recorder": None if self.recorder is None else self.recorder.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -285,6 +289,9 @@ class PruningCallback:
         run = self._run
         if run.redraws is not None and state["redraws"] is not None:
             run.redraws.load_state_dict(state["redraws"])
+        if self.recorder is not None and state.get("recorder") is not None:
+            within = bool(state.get("within"))
+            self.recorder.load_state_dict(state["recorder"], epochs=ended, within=within)
         self.sampler.restore(state["sampler"], ended)
         run.ended, run.selected = ended - 1, bool(state["selected"])
         self._loaded.ended, self._loaded.silent = ended, self.managed

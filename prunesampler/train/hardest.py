@@ -75,6 +75,7 @@ class TrajectoryPruner(Pruner):
                     "whose share it is read"
                 )
         self.source, self._epochs, self._mix = source, epochs, mix
+        self.recorder = source if isinstance(source, TrajectoryRecorder) else None
         self._seed = checked_seed(seed)
         least = math.ceil(self.num_samples / self._keep) + 1
         self._within = max(4, least) if returns_within is None else returns_within
@@ -100,7 +101,7 @@ class TrajectoryPruner(Pruner):
         kept = hardest(errors, back, self._keep, self._mix, draw)
         return Selection(
             complement(kept, self.num_samples), self.num_samples, math.nan, math.nan, None, self.budget,
-            metadata={"headroom": headroom(errors), "by": "trajectory"},
+            metadata={"headroom": headroom(errors), "by": "the errors of training"},
         )  # fmt: skip
 
     def _errors(self, epoch: int) -> tuple[Tensor, Tensor]:
@@ -113,8 +114,8 @@ class TrajectoryPruner(Pruner):
         trajectory = self.source.trajectory
         if not len(trajectory):
             raise ValueError(
-                "nothing was recorded yet; call recorder.on_epoch_end() after each epoch, or give the "
-                "callback recorder="
+                "nothing was recorded yet; call recorder.on_epoch_end() after each epoch, or let the callback "
+                "do it, with the recorder attached to the loader and the model"
             )
         return trajectory.last_seen(), trajectory.unseen_for() >= self._within - 1
 

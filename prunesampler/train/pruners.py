@@ -8,6 +8,7 @@ from torch import nn
 
 from prunesampler.select.selection import Selection
 from prunesampler.solve.budget import Budget
+from prunesampler.train.recorder import TrajectoryRecorder
 
 
 class Pruner(Protocol):
@@ -20,6 +21,7 @@ class Pruner(Protocol):
         budget: how much to prune; the callback plans the number of steps by it.
         progress: whether progress is shown in the terminal.
         outline: what is known of the dataset, to compare with that of a state, or None.
+        recorder: recorder that the callback tells of the end of each epoch, or None.
 
     Example:
         >>> import torch
@@ -36,6 +38,7 @@ class Pruner(Protocol):
     budget: Budget
     progress: bool = True
     outline: str | None = None
+    recorder: TrajectoryRecorder | None = None
 
     def choose(self, epoch: int, model: nn.Module) -> Selection:
         """The samples to prune in this coming epoch; all processes call it and get the same.
