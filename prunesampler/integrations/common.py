@@ -195,7 +195,7 @@ class HoldsPruning:
             return
         if anew:
             held.reset()
-        held.sampler.called()  # the framework will call it, so no warning is needed
+        held.sampler.listening.called()  # the framework will call it, so no warning is needed
         if self._late:
             self._held, self._waiting = None, None if anew else held.state_dict()
             self._before = None if anew else held.selection
@@ -206,7 +206,7 @@ class HoldsPruning:
         made.plan, made.log, made.managed = self._plan, self._log, True
         made.selection = self._before
         if self._trainer is not None:
-            made.sampler.called()  # the framework will call it, so no warning is needed
+            made.sampler.listening.called()  # the framework will call it, so no warning is needed
         if self._waiting is not None:
             made.load_state_dict(self._waiting)
         self._held, self._waiting = made, None

@@ -48,7 +48,7 @@ class HandedOut:
         self._batches: deque[list[int]] = deque()
         self._places: dict[int, int] = {}
         self._pass: EpochIterator | None = None
-        sampler.tell_passes(self._begin)
+        sampler.listening.tell(self._begin)
 
     def follow(self, loader: Any) -> None:
         """From the next pass on, expect the batches of this loader.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from copy import copy
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from prunesampler.base.checks import (
 from prunesampler.base.indices import decode, encode, permutations
 from prunesampler.sampling.clock import EpochClock
 from prunesampler.sampling.epoch_iterator import EpochIterator
+from prunesampler.sampling.listening import Listening
 from prunesampler.select.selection import Selection
 
 STATE_VERSION = 1
@@ -33,10 +34,6 @@ RUNS_AHEAD = (
     "on_selection= (ultralytics: loader.reset()), or use a plain DataLoader (timm: without "
     "--use-multi-epochs-loader)"
 )
-Begun = Callable[[list[int], EpochIterator], None]
-
-UNHEARD = 3
-"""Number of passes after which a warning tells that the callback has not been called."""
 
 
 class InfluencePrunedSampler(Sampler[int]):
@@ -63,6 +60,7 @@ class InfluencePrunedSampler(Sampler[int]):
     Attributes:
         num_samples: number of samples in the dataset, n.
         clock: the clock that knows the epoch of the next pass.
+        listening: who is told of passes that begin.
 
     Raises:
         TypeError: For anything but a map-style dataset.
@@ -102,10 +100,9 @@ class InfluencePrunedSampler(Sampler[int]):
         self.rank = rank
         self.clock = EpochClock()
         self._min_kept = 1
-        self._unheard: int | None = None  # passes that ended while the callback was not called
         self._code: str | None = None  # the kept samples, encoded for a state
         self._current: weakref.ref[EpochIterator] | None = None  # the pass begun last
-        self._told: list[Begun] = []
+        self.listening = Listening()
         self.epoch_length = epoch_length
         self._seed = checked_seed(seed)
         self._shuffle = shuffle
@@ -165,14 +162,6 @@ class InfluencePrunedSampler(Sampler[int]):
         """Set the epoch of the next pass; passes no longer move it on, so call this before each."""
         self.clock.set(epoch)
 
-    def expect_call(self) -> None:
-        """From now on warn, once, when passes end and the callback is not called."""
-        self._unheard = 0
-
-    def called(self) -> None:
-        """Note that the callback was called, so that no warning is needed."""
-        self._unheard = None
-
     def __len__(self) -> int:
         """Number of indices in one pass on one rank."""
         return self.length(len(self._kept))
@@ -194,17 +183,12 @@ class InfluencePrunedSampler(Sampler[int]):
         indices = self.indices(epoch)
         current = EpochIterator(indices, epoch, self.clock, self._pass_ended)
         self._current = weakref.ref(current)
-        for begun in self._told:
-            begun(indices, current)
+        self.listening.pass_begins(indices, current)
         return current
-
-    def tell_passes(self, begun: Begun) -> None:
-        """From now on call this when a pass begins, with its indices in their order."""
-        self._told.append(begun)
 
     def __getstate__(self) -> dict[str, Any]:
         """State for copies, which get their own clock and no current pass."""
-        return {**vars(self), "clock": copy(self.clock), "_current": None, "_told": []}
+        return {**vars(self), "clock": copy(self.clock), "_current": None, "listening": Listening()}
 
     def _keep(self, kept: Tensor) -> None:
         """Change the kept set, and mark a pass that still runs over the old one as outdated."""
@@ -219,18 +203,10 @@ class InfluencePrunedSampler(Sampler[int]):
                 f"the dataset had {self.num_samples} samples and has {len(self.dataset)} now; build "
                 "sampler, pruner and callback from the dataset as it is trained on"
             )
-        if self._unheard is not None and self._unheard >= UNHEARD:
-            passes, self._unheard = self._unheard, None
-            warn(
-                f"{passes} passes over the sampler have ended, and nobody has called the "
-                "PruningCallback that was made with it, so nothing is pruned: call "
-                "pruning.on_epoch_end(epoch, model) at the end of each epoch"
-            )
 
     def _pass_ended(self, epoch: int, stale: int) -> None:
         self.clock.end(epoch)
-        if self._unheard is not None:
-            self._unheard += 1
+        self.listening.pass_ended()
         if stale:
             warn(
                 f"a pass that began before the kept set changed went on with its last {stale} samples "

@@ -26,11 +26,11 @@ from prunesampler.train.counting import (
     say_where,
 )
 from prunesampler.train.epochs import EpochsPlan
+from prunesampler.train.planning import PlansSteps
 from prunesampler.train.pruners import Pruner
 from prunesampler.train.recorder import TrajectoryRecorder
 from prunesampler.train.redraws import Redraws
 from prunesampler.train.run import Run
-from prunesampler.train.steps import optimiser_steps, planned_lengths
 from prunesampler.train.watch import Watch
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ STATE_VERSION = 1
 STATE_KEYS = {"version", "sampler", "epochs_ended", "selected", "redraws"}
 
 
-class PruningCallback:
+class PruningCallback(PlansSteps):
     """Prunes the sampler after the warm-up; optionally selects again, and ends on all samples.
 
     Call `on_epoch_end` once at the end of every epoch, on every process. Save `state_dict`, which
@@ -160,7 +160,7 @@ class PruningCallback:
         self._watch = Watch(self.sampler, self._accelerator)
         self._run = Run(self.sampler, self.pruner, self._watch, redraws, self._on_error)
         self._loaded.ended = None
-        self.sampler.expect_call()
+        self.sampler.listening.expect_call()
 
     def reset(self) -> None:
         """Begin a new run: all samples are kept again, and the next epoch is the first."""
@@ -236,7 +236,7 @@ class PruningCallback:
     def _prepare(self, coming: int, model: nn.Module, step: int | None) -> Selection | None:
         """Decide what is due before this coming epoch, do it, and report the selection."""
         started, run = time.perf_counter(), self._run
-        self.sampler.called()
+        self.sampler.listening.called()
         if run.last_end is None and not self.managed and self._accelerator is None:
             check_sharing(self.sampler)
         due = run.due(self.plan, coming)
@@ -298,50 +298,3 @@ class PruningCallback:
         if self._accelerator is not None and state.get("within"):
             stateful = getattr(self._accelerator, "use_stateful_dataloader", False)
             say_where(self.sampler, ended, stateful=stateful)
-
-    def planned_steps(
-        self,
-        *,
-        epochs: int,
-        batch_size: int,
-        drop_last: bool = False,
-        num_processes: int = 1,
-        gradient_accumulation_steps: int = 1,
-    ) -> int:
-        """Number of optimiser steps of a whole run, for sizing a learning-rate schedule.
-
-        With ``Budget(epsilon=)`` the number of pruned samples is known only after the selection.
-        Before that, this warns and returns an upper bound; call it again in ``on_selection``.
-
-        Args:
-            epochs: Number of epochs of the whole run.
-            batch_size: Batch size per process, as the loader has it.
-            drop_last: Whether an epoch's last, smaller batch is left out, as the loader has it.
-            num_processes: Number of processes that share out the batches, as accelerate does by
-                default. With ``split_batches=True`` or a sampler with ``num_replicas`` leave it at 1.
-                A scheduler that accelerate prepared makes ``num_processes`` steps per optimiser
-                step, so multiply the result.
-            gradient_accumulation_steps: Number of batches per optimiser step; an epoch's last
-                batches make a step even if they are fewer.
-
-        Raises:
-            ValueError: For numbers below 1, or an epoch that would have no batch.
-        """
-        return optimiser_steps(
-            self.planned_lengths(epochs),
-            batch_size=batch_size,
-            drop_last=drop_last,
-            num_processes=num_processes,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-        )
-
-    def planned_lengths(self, epochs: int) -> list[int]:
-        """Number of samples that each epoch of a whole run draws, on one rank of the sampler.
-
-        Raises:
-            ValueError: If ``epochs`` is below 1, or not the number that the callback was given.
-        """
-        if epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {epochs}")
-        chosen = None if self.selection is None else len(self.selection.kept)
-        return planned_lengths(self.plan.lasting(epochs), self.sampler, self.pruner.budget, chosen)

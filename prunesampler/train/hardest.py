@@ -37,6 +37,7 @@ class TrajectoryPruner(Pruner):
         mix: Share of the kept samples that is drawn at random from the others, 0 to 1.
         returns_within: Number of epochs after which a sample that was left out is seen again, for a recorder
             alone; by default as few as the budget allows, and at least 4.
+        progress: Whether to say in the terminal what is kept.
         seed: Seed of what is drawn.
 
     Raises:
@@ -57,9 +58,10 @@ class TrajectoryPruner(Pruner):
         epochs: int | None = None,
         mix: float = 0.0,
         returns_within: int | None = None,
+        progress: bool = True,
         seed: int = 0,
     ) -> None:
-        self.num_samples, self.budget, self.progress = source.num_samples, budget, True
+        self.num_samples, self.budget, self.progress = source.num_samples, budget, progress
         if budget.epsilon is not None:
             raise ValueError(
                 "epsilon= bounds a shift, of which a trajectory knows nothing; give fraction= or count="

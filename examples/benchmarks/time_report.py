@@ -1,0 +1,130 @@
+"""Tables of what `time_to_accuracy` measured."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from itertools import pairwise
+from statistics import mean, median
+from typing import Any
+
+from results import spread
+from rich.table import Table
+
+Run = dict[str, Any]
+LENGTHS = ("all data", "all data, a third longer", "all data, two thirds longer")
+"""The rival at equal seconds is on the line between these."""
+
+
+def tables(runs: list[Run], rows: list[str], rate: float | None) -> list[Table]:
+    """Accuracy and seconds, headroom, and the sweep.
+
+    Args:
+        runs: All that was measured.
+        rows: Names of the rows, in their order.
+        rate: The learning rate that all rows have, or None while the sweep goes on.
+    """
+    priced = with_prices(runs)
+    found = [run for run in priced if rate is None or run["rate"] == rate or not run["main"]]
+    return [accuracies(found, rows), headrooms(found, rows), sweep(priced, rows)]
+
+
+def with_prices(runs: list[Run]) -> list[Run]:
+    """Each run with the seconds that all its steps would have taken at the median speed of its network.
+
+    Other work on the machine slows now this run and now that one by a few per cent; choosing stays as
+    it was measured, and the proxy is added.
+    """
+    proxies = {run["proxy"] for run in runs} - {None}
+    speeds = defaultdict(list)
+    for run in runs:
+        speeds[run["width"]].append((run["seconds"] - run["choosing"]) / run["steps"])
+    price = {width: median(found) for width, found in speeds.items()}
+    made = [{**run, "main": run["row"] not in proxies, "training": run["steps"] * price[run["width"]]}
+            for run in runs]  # fmt: skip
+    for run in made:
+        proxy = [r for r in made if r["row"] == run["proxy"] and r["seed"] == run["seed"]]
+        run["proxy_seconds"] = proxy[0]["training"] if proxy else 0.0
+        run["total"] = run["training"] + run["choosing"] + run["proxy_seconds"]
+    return made
+
+
+def at_equal_seconds(run: Run, runs: list[Run]) -> float | None:
+    """Points above all data of this seed for as many seconds, or None beyond the lengths that were run.
+
+    Between two lengths accuracy is a line in the logarithm of the seconds.
+    """
+    line = sorted(
+        (r["total"], r["accuracy"])
+        for r in runs if r["row"] in LENGTHS and r["seed"] == run["seed"] and r["rate"] == run["rate"]
+    )  # fmt: skip
+    seconds = run["total"]
+    for (t0, a0), (t1, a1) in pairwise(line):
+        if 0.98 * t0 <= seconds <= 1.02 * t1:
+            part = math.log(seconds / t0) / math.log(t1 / t0)
+            return float(100 * (run["accuracy"] - a0 - part * (a1 - a0)))
+    return None
+
+
+def accuracies(runs: list[Run], rows: list[str]) -> Table:
+    table = Table()
+    names = (
+        "", "steps", "accuracy %", "of the seeds", "to all data, equal steps", "training s",
+        "choosing s", "recording %", "proxy s", "all s", "to all data, equal seconds",
+    )  # fmt: skip
+    for name in names:
+        table.add_column(name)
+    base = {run["seed"]: run["accuracy"] for run in runs if run["row"] == "all data"}
+    for row in rows:
+        mine = sorted((run for run in runs if run["row"] == row), key=lambda run: run["seed"])
+        if not mine:
+            continue
+        beside = [100 * (r["accuracy"] - base[r["seed"]]) for r in mine if r["seed"] in base]
+        equal = (
+            []
+            if row in LENGTHS or not mine[0]["main"]
+            else [at_equal_seconds(run, runs) for run in mine]
+        )
+        known = [value for value in equal if value is not None]
+        recording = 100 * mean(run["recording"] / run["seconds"] for run in mine)
+        table.add_row(
+            row, str(mine[0]["steps"]), spread([100 * run["accuracy"] for run in mine], ".2f"),
+            " ".join(f"{100 * run['accuracy']:.2f}" for run in mine),
+            spread(beside, "+.2f") if row != "all data" else "",
+            f"{mean(r['training'] for r in mine):.0f}", f"{mean(r['choosing'] for r in mine):.1f}",
+            f"{recording:.2f}", f"{mean(r['proxy_seconds'] for r in mine):.0f}",
+            f"{mean(r['total'] for r in mine):.0f}", spread(known, "+.2f"),
+        )  # fmt: skip
+    return table
+
+
+def headrooms(runs: list[Run], rows: list[str]) -> Table:
+    """Of what each epoch saw: where the easy are left out, that of the rest."""
+    shares = (0, 0.25, 0.5, 0.75, 1)
+    table = Table()
+    for name in ("headroom", "first epoch", "a quarter", "half", "three quarters", "last epoch"):
+        table.add_column(name)
+    for row in rows:
+        mine = [run["headrooms"] for run in runs if run["row"] == row]
+        if mine:
+            cells = [[one[round(share * (len(one) - 1))] for one in mine] for share in shares]
+            table.add_row(row, *(f"{mean(cell):.3f}" for cell in cells))
+    return table
+
+
+def sweep(runs: list[Run], rows: list[str]) -> Table:
+    """The first seed at the learning rates that were tried."""
+    rates = sorted({run["rate"] for run in runs})
+    table = Table()
+    for name in ("accuracy % by learning rate", *(f"x {rate:g}" for rate in rates)):
+        table.add_column(name)
+    for row in rows:
+        mine = [run for run in runs if run["row"] == row]
+        if len({run["rate"] for run in mine}) < 2:
+            continue
+        first = min(run["seed"] for run in mine)
+        by_rate = {run["rate"]: run["accuracy"] for run in mine if run["seed"] == first}
+        table.add_row(
+            row, *(f"{100 * by_rate[rate]:.2f}" if rate in by_rate else "" for rate in rates)
+        )
+    return table
