@@ -5,14 +5,20 @@ from statistics import pvariance
 from types import SimpleNamespace
 
 import pytest
+import time_to_accuracy
+import torch
 from accuracy_report import cost_of, over_all, priced, times
 from accuracy_report import tables as accuracy_tables
 from conftest import ROOT, run_python
+from data import Images
+from fast import Plan, Views
 from PIL import Image
 from pools_report import accuracies as pool_accuracies
 from results import Results, markdown, points, read, spread
 from scipy.stats import spearmanr
 from setting import load_all
+from time_report import at_equal_seconds
+from torch.utils.data import TensorDataset
 
 pytestmark = pytest.mark.slow
 BENCHMARKS = ROOT / "examples" / "benchmarks"
@@ -198,3 +204,57 @@ def test_a_missing_baseline_leaves_its_column_empty():
     cells = [cell.strip() for cell in lines[-1].split("|")[1:-1]]
     assert cells[1] == "influence"
     assert cells[-2:] == ["", "+10.0"]
+
+
+def test_the_fast_trainer_takes_the_steps_of_its_plan():
+    own = Plan(12, 0.1, by="own", keep=0.7, last=1)
+    epochs = own.epochs_of(50_000)
+    assert epochs[0] == epochs[-1] == (False, 100)
+    assert epochs[1:-1] == [(True, 70)] * 14 + [(True, 20)]
+    assert sum(steps for _, steps in epochs) == 1200
+    assert Plan(3, 0.1).epochs_of(1347) == [(False, 2)] * 3
+    assert Plan(12, 0.1, by="proxy", keep=0.5).epochs_of(50_000) == [(True, 50)] * 24
+
+
+def test_views_are_mirrored_at_every_second_visit():
+    x = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    x[..., :4] = 255
+    data = TensorDataset(x, torch.arange(4))
+    views, sides = Views(Images(data, data, 4, padding=2, mirrored=True)), []
+    for picked in ([0, 1, 2, 3], [0, 2], [0, 2], [0, 1, 2, 3]):
+        made, classes = views.of(torch.tensor(picked))
+        assert made.shape == (len(picked), 1, 8, 8)
+        assert classes.tolist() == picked
+        sides.append((made[:, 0, 4, 0] == 0).tolist())
+    first, second, third, last = sides
+    assert second == [not first[0], not first[2]]
+    assert third == [first[0], first[2]]
+    assert last == [not side for side in first]
+
+
+def test_equal_seconds_are_on_the_line_between_two_lengths():
+    def run(row, total, accuracy):
+        return {"row": row, "seed": 0, "rate": 1.0, "total": total, "accuracy": accuracy}
+
+    rival = [run("all data", 100.0, 0.8), run("all data, a third longer", 400.0, 0.9)]
+    assert at_equal_seconds(run("own", 200.0, 0.87), rival) == pytest.approx(2.0)
+    assert at_equal_seconds(run("own", 500.0, 0.87), rival) is None
+
+
+def test_time_to_accuracy_runs_and_goes_on(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "t.json"
+    options = ["--json", path, "--epochs=3", "--workers=1", "--seeds", "0"]
+    rows = ["all data", "hardest 70 % by a proxy", "hardest 70 % by its own errors"]
+    printed = run_python(BENCHMARKS / "time_to_accuracy.py", *options, "--rows", *rows)
+    found = json.loads(path.read_text())
+    assert {*rows, "proxy"} <= {run["row"] for run in found["runs"]}
+    assert len({run["steps"] for run in found["runs"] if run["row"] in rows}) == 1
+    assert all(len(run["headrooms"]) == run["epochs"] for run in found["runs"])
+    assert all(row in printed for row in rows)
+    monkeypatch.setattr("sys.argv", ["", *map(str, options), "--minutes=0"])
+    time_to_accuracy.main()
+    assert capsys.readouterr().out == printed
+    monkeypatch.setattr("sys.argv", ["", *map(str, options), "--epochs=4"])
+    with pytest.raises(SystemExit, match="holds runs of other settings"):
+        time_to_accuracy.main()
+    assert json.loads(path.read_text()) == found

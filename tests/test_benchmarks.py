@@ -111,7 +111,9 @@ def test_all_methods_take_the_same_steps_and_equal_weights_change_nothing(images
 
 def measured_as(monkeypatch, delta, inputs=None):
     """Let methods see these measurements: errors (n, C) and features (n, d)."""
-    found = SimpleNamespace(measurements=SimpleNamespace(delta=delta, inputs=inputs))
+    errors = None if delta is None else delta.double().norm(dim=1)
+    measured = SimpleNamespace(delta=delta, inputs=inputs, errors=errors)
+    found = SimpleNamespace(measurements=measured)
     monkeypatch.setattr("methods.measured", lambda progress: found)
 
 

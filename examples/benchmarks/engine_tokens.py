@@ -97,7 +97,7 @@ def cost_of(measured: Measured, budget: Budget) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    cases = ["9,64,5000,20", "256,64,2000,64", "5000,256,2000,64", "32000,512,1000,128"]
+    cases = ["9,64,5000,20", "256,64,2000,64", "5000,256,1000,64", "32000,256,1000,64"]
     parser.add_argument("--cases", nargs="*", default=cases)
     parser.add_argument("--fraction", type=float, default=0.4)
     parser.add_argument("--seed", type=int, default=0)

@@ -53,22 +53,24 @@ MAIN: dict[str, Job] = {
     "hardest 70 % by a proxy": HARD,
     "hardest 70 % by its own errors": OWN,
     "all data, a third longer": {"longer": 4 / 3},
-    "random 70 %, redrawn": {"by": "random", "keep": 0.7},
 }
-MORE: dict[str, Job] = {
+VARIANTS: dict[str, Job] = {
+    "random 70 %, redrawn": {"by": "random", "keep": 0.7},
     "by a short proxy": {**HARD, "proxy": "short proxy"},
     "own errors, last epoch on all": {**OWN, "last": 1},
-    "by a thin proxy": {**HARD, "proxy": "thin proxy"},
     "own errors, 30 % at random": {**OWN, "mix": 0.3},
     "proxy, last epoch on all": {**HARD, "last": 1},
     "own errors, after 3 epochs": {**OWN, "first": 3},
+}
+MORE: dict[str, Job] = {
+    "by a thin proxy": {**HARD, "proxy": "thin proxy"},
     "proxy, after 1 epoch": {**HARD, "first": 1},
+    "hardest 50 % by a proxy": {**HARD, "keep": 0.5},
     "proxy, 30 % at random": {**HARD, "mix": 0.3},
     "proxy, after 3 epochs": {**HARD, "first": 3},
-    "hardest 50 % by a proxy": {**HARD, "keep": 0.5},
     "all data, two thirds longer": {"longer": 5 / 3},
 }
-ROWS = {**MAIN, **MORE, **PROXIES}
+ROWS = {**MAIN, **VARIANTS, **MORE, **PROXIES}
 PARTS = ("images", "classes", "test images", "test classes")
 
 
@@ -113,24 +115,20 @@ def jobs(options: argparse.Namespace, results: Results) -> Iterator[Job]:
     first, *others = options.seeds
     for rate in RATES:
         yield {"row": "all data", "seed": first, "rate": rate}
-    for seed in options.seeds[:2]:
+    for seed in options.seeds[:2]:  # they need no rate, so a second worker has something to do
         yield {"row": "proxy", "seed": seed, "rate": 1.0}
     rate = results.best_rate(first)
     if rate is None:
         return
-    groups = [(MAIN, [first]), (MAIN, others[:1]), (MORE, [first]), (MAIN, others[1:])]
-    for rows, seeds in [*groups, (MORE, others)]:
-        for seed in seeds:
-            for row in rows:
-                if options.rows and row not in options.rows:
-                    continue
-                proxy = ROWS[row].get("proxy")
-                if proxy:
-                    yield {"row": proxy, "seed": seed, "rate": 1.0}
-                yield {"row": row, "seed": seed, "rate": rate}
-    for other in sorted(
-        {1.0, *RATES} - {rate}
-    ):  # rates of the rival's sweep may not be the best here
+    groups = [(MAIN, [first]), (MAIN, others[:1]), (VARIANTS, [first]), (MAIN, others[1:])]
+    groups += [(MORE, [first]), (VARIANTS | MORE, others)]
+    for row, seed in ((row, seed) for rows, seeds in groups for seed in seeds for row in rows):
+        if options.rows and row not in options.rows:
+            continue
+        if "proxy" in ROWS[row]:
+            yield {"row": ROWS[row]["proxy"], "seed": seed, "rate": 1.0}
+        yield {"row": row, "seed": seed, "rate": rate}
+    for other in sorted({*RATES} - {rate}):  # the best rate of all data need not be that of others
         yield {"row": "hardest 70 % by its own errors", "seed": first, "rate": other}
         yield {"row": "all data, a third longer", "seed": first, "rate": other}
 
@@ -147,7 +145,8 @@ def plan_of(options: argparse.Namespace, job: Job) -> Plan:
     more = {key: row[key] for key in ("by", "keep", "mix", "first", "last") if key in row}
     return Plan(
         max(1, round(length * options.epochs)), job["rate"] * options.lr,
-        options.width * row.get("width", 1.0), job["seed"], batch_size=options.batch_size, **more,
+        options.width * row.get("width", 1.0), job["seed"], batch_size=options.batch_size, half=options.half,
+        **more,
     )  # fmt: skip
 
 
@@ -224,6 +223,7 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--epochs", type=int, default=12)
     made.add_argument("--width", type=float, default=0.5, help="1 is 64, 128 and 256 channels")
     made.add_argument("--lr", type=float, default=0.5)
+    made.add_argument("--half", action="store_true", help="compute in bfloat16")
     made.add_argument("--batch-size", type=int, help="default: 500, of digits 50")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     made.add_argument("--rows", nargs="+", choices=list(ROWS), metavar="ROW", help="only these")
@@ -240,6 +240,7 @@ def main() -> None:
     settings = {
         "images": options.images.name if options.images else "digits", "epochs": options.epochs,
         "width": options.width, "lr": options.lr, "batch_size": options.batch_size,
+        "half": options.half,
     }  # fmt: skip
     results = Results(options.json, settings)
     if options.minutes > 0:

@@ -25,7 +25,7 @@ def headroom(errors: Tensor) -> float:
 
     Example:
         >>> import torch
-        >>> headroom(torch.tensor([0.0, 0.1, 0.3, 0.6]))
+        >>> round(headroom(torch.tensor([0.0, 0.1, 0.3, 0.6])), 3)
         0.9
     """
     known = errors[~errors.isnan()].double().sort(descending=True).values

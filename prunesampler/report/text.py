@@ -31,7 +31,7 @@ def tell(text: str, progress: bool) -> None:
 
 
 def summary(epoch: int, selection: Selection, seconds: float, epoch_seconds: float | None) -> str:
-    """Describe a selection in three or four lines, or a redraw in one.
+    """Describe a selection in four or five lines, a redraw, or a choice without a shift, in one.
 
     Args:
         epoch: Epoch that ended before the selection.
@@ -53,7 +53,7 @@ def summary(epoch: int, selection: Selection, seconds: float, epoch_seconds: flo
         f"prunesampler: after epoch {epoch} kept {kept} of {selection.num_samples} samples "
         f"({kept / selection.num_samples:.1%})"
     )
-    meter = "" if facts.get("headroom") is None else f"{advice(facts['headroom'])}"
+    meter = "" if facts.get("headroom") is None else advice(facts["headroom"])
     if facts.get("by") is not None:
         return f"{head}, chosen by {facts['by']}; {meter}"
     if math.isnan(selection.newton_shift):

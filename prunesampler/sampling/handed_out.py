@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from copy import copy
 from typing import Any
@@ -14,6 +15,10 @@ LINKS = ("batch_sampler", "sampler", "dataset", "_sampler")
 """Attributes by which samplers of torch, accelerate and Lightning hold the one below."""
 ORDERS_ELSEWHERE = ("DataLoaderDispatcher",)
 """Loaders of which one process reads for all, and sends batches whose samples the others do not know."""
+REPLAYABLE = (
+    "torch", "torchdata", "accelerate", "lightning", "pytorch_lightning", "lightning_fabric",
+)  # fmt: skip
+"""Packages whose batch samplers draw alike when they are run twice, and no random numbers of the run."""
 
 
 class Misaligned(RuntimeError):
@@ -35,23 +40,29 @@ class HandedOut:
         >>> sampler = InfluencePrunedSampler(range(5), shuffle=False)
         >>> loader = DataLoader(range(5), batch_size=2, sampler=sampler)
         >>> handed = HandedOut(sampler, loader)
-        >>> for batch in loader:
-        ...     print(handed.next(len(batch)))
-        [0, 1]
-        [2, 3]
-        [4]
+        >>> [handed.next(len(batch)) for batch in loader]
+        [[0, 1], [2, 3], [4]]
     """
 
-    def __init__(self, sampler: InfluencePrunedSampler, loader: Any) -> None:
-        self._sampler = sampler
-        self.follow(loader)
-        self._batches: deque[list[int]] = deque()
-        self._places: dict[int, int] = {}
+    def __init__(self, sampler: InfluencePrunedSampler, loader: Any = None) -> None:
+        self._sampler, self._loader = sampler, None
         self._pass: EpochIterator | None = None
+        self._indices: list[int] = []
+        self._batches: deque[list[int]] | None = None  # made when the first of them is met
+        self._places: dict[int, int] = {}
+        self._met = 0  # samples of the batches that were met
+        self._most: float = 0  # samples that the loader may be ahead of them
         sampler.listening.tell(self._begin)
+        if loader is not None:
+            self.follow(loader)
+
+    @property
+    def steps(self) -> EpochIterator | None:
+        """The pass over the sampler that began last."""
+        return self._pass
 
     def follow(self, loader: Any) -> None:
-        """From the next pass on, expect the batches of this loader.
+        """Expect the batches of this loader, also for a pass that has begun and met none yet.
 
         Raises:
             ValueError: If it does not draw from the sampler, or its batches are made elsewhere.
@@ -61,9 +72,20 @@ class HandedOut:
 
     def _begin(self, indices: list[int], steps: EpochIterator) -> None:
         """A pass over the sampler begins; what is left of the one before was not trained on."""
-        self._batches = deque(batches_of(self._loader, indices))
-        self._places = {index: place for place, index in reversed(list(enumerate(indices)))}
-        self._pass = steps
+        self._indices, self._pass, self._batches = indices, steps, None
+
+    def _make(self) -> deque[list[int]]:
+        """The batches of the pass, and where each sample comes in it first."""
+        assert self._pass is not None
+        self._places = {index: k for k, index in reversed(list(enumerate(self._indices)))}
+        try:
+            batches = deque(batches_of(self._loader, self._indices))
+        except Exception as error:  # of a sampler that was made for another number of samples
+            raise Misaligned(f"the loader's batches cannot be replayed: {error}") from error
+        first = len(batches[0]) if batches else 0
+        shared = sum(map(len, batches)) < len(self._indices) - first  # with other processes
+        self._met, self._most = 0, math.inf if shared else self._pass.given_out() - first
+        return batches
 
     def next(self, size: int) -> list[int]:
         """Samples of the next batch.
@@ -72,10 +94,13 @@ class HandedOut:
             size: Number of rows that the layer was given.
 
         Raises:
-            Misaligned: If the batch has another size, or could not have been read yet.
+            Misaligned: If the batch has another size, could not have been read yet, or comes after one
+                that the layer was not given.
         """
         if self._pass is None:
             raise Misaligned("the layer ran before a pass over the sampler began")
+        if self._batches is None:
+            self._batches = self._make()
         if not self._batches:
             raise Misaligned(
                 "the layer ran more often than the loader has batches: it runs twice in a batch, or other "
@@ -87,10 +112,16 @@ class HandedOut:
                 f"the layer was given {size} rows for a batch of {len(batch)} samples (several views, or "
                 "tokens as rows)"
             )
-        if max(self._places[index] for index in batch) >= self._pass.given_out():
+        given = self._pass.given_out()
+        if max(self._places[index] for index in batch) >= given:
             raise Misaligned(
                 "the layer ran for a batch whose samples the sampler had not given out yet: it runs twice "
                 "in a batch, or other data is trained on as well"
+            )
+        self._met += size
+        if given - self._met > self._most:
+            raise Misaligned(
+                "the loader is further ahead than at first: it gave out a batch that the layer was not given"
             )
         return batch
 
@@ -111,16 +142,32 @@ def check_drawn(sampler: InfluencePrunedSampler, loader: Any) -> None:
             "accelerate dispatches the batches of this loader from one process, so the others cannot know "
             "whose losses they see; use dispatch_batches=False"
         )
-    if not draws_from_ours(loader):
+    chain = [link for link, _ in _chain(_first_link(loader))]
+    if not chain:
         found = sampler_of(loader)
         raise ValueError(
             f"the loader draws from a {type(found).__name__}, not from an InfluencePrunedSampler; build it "
             "with sampler=, or with replace_sampler(loader, sampler), and pass the loader that is iterated"
         )
+    if chain[-1] is not sampler:
+        raise ValueError(
+            "the loader draws from another InfluencePrunedSampler than this one; build the loader, the "
+            "recorder and the callback with the same sampler"
+        )
     if getattr(loader, "batch_sampler", None) is None:
         raise ValueError(
             "the loader has no batches of its own (batch_size=None), so it is not known which samples come "
             "together; give it a batch size"
+        )
+    for part in chain[:-1]:
+        if type(part).__module__.partition(".")[0] not in REPLAYABLE:
+            raise ValueError(
+                f"the loader's batches are made by a {type(part).__name__} of {type(part).__module__}, which "
+                "may not make them alike when asked twice, or may never end; use a plain DataLoader"
+            )
+    if not getattr(loader, "in_order", True):
+        raise ValueError(
+            "with in_order=False batches come in the order in which workers are done; leave it at True"
         )
 
 
@@ -132,9 +179,7 @@ def draws_from_ours(loader: Any) -> bool:
         >>> draws_from_ours(DataLoader(range(6), shuffle=True))
         False
     """
-    batches = getattr(loader, "batch_sampler", None)
-    link = getattr(loader, "sampler", None) if batches is None else batches
-    return _replayed(link, [0], 0) is not None
+    return bool(_chain(_first_link(loader)))
 
 
 def batches_of(loader: Any, indices: list[int]) -> list[list[int]]:
@@ -152,23 +197,30 @@ def batches_of(loader: Any, indices: list[int]) -> list[list[int]]:
         >>> batches_of(loader, [5, 3, 0, 1, 2])
         [[5, 3, 0, 1], [2]]
     """
-    replayed = _replayed(loader.batch_sampler, indices, 0)
-    assert replayed is not None
+    replayed: Any = indices
+    for link, name in reversed(_chain(loader.batch_sampler)[:-1]):
+        twin = copy(link)
+        setattr(twin, name, replayed)
+        replayed = twin
     return [list(batch) for batch in replayed]
 
 
-def _replayed(link: Any, indices: list[int], depth: int) -> Any:
-    """A copy of a chain of samplers that draws from these indices, or None if it does not lead here."""
+def _first_link(loader: Any) -> Any:
+    """What a loader draws its batches from or, without any, its samples."""
+    batches = getattr(loader, "batch_sampler", None)
+    return getattr(loader, "sampler", None) if batches is None else batches
+
+
+def _chain(link: Any, depth: int = 0) -> list[tuple[Any, str]]:
+    """The samplers from this one to an `InfluencePrunedSampler`, each with the name by which it holds the next.
+
+    It is empty if none is there.
+    """
     if isinstance(link, InfluencePrunedSampler):
-        return indices
-    if link is None or depth > len(LINKS):
-        return None
-    for name in LINKS:
-        below = _replayed(
-            vars(link).get(name) if hasattr(link, "__dict__") else None, indices, depth + 1
-        )
-        if below is not None:
-            twin = copy(link)
-            setattr(twin, name, below)
-            return twin
-    return None
+        return [(link, "")]
+    for name in LINKS if depth <= len(LINKS) else ():
+        below = vars(link).get(name) if hasattr(link, "__dict__") else None
+        rest = [] if below is None else _chain(below, depth + 1)
+        if rest:
+            return [(link, name), *rest]
+    return []

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from prunesampler.base.compiled import compiled, half, next_random
 from prunesampler.base.progress import Progress
-from prunesampler.influence.sparse import SparseRows
+from prunesampler.influence.sparse import MOST_ENTRIES, SparseRows
 from prunesampler.solve.kernels import rise
 from prunesampler.solve.problem import Bools, Ints, Problem
 
@@ -29,8 +29,8 @@ HOTTEST, COLDEST = 0.3, 0.005
 """First and last temperature of squared norms, as a share of the mean squared norm of a row."""
 PENALTY = 0.007
 """Share of the temperature that one sample too many costs: some ten are in equilibrium at any."""
-OFFERED = 2000
-"""Samples of which the best is flipped to make the count exact."""
+OFFERED, LEAST_OFFERED = 2000, 100
+"""Samples of which the best is flipped to make the count exact; fewer where each has many entries."""
 REFRESH = 10
 """Sweeps after which the running sums are formed anew."""
 
@@ -132,16 +132,18 @@ class _Flips:
     def repair(self) -> None:
         """Flip one sample after the other until as many are pruned as were asked for.
 
-        Each time the one of ``OFFERED`` that leaves least is flipped. All at once would not do: those
-        that leave least alone point the same way. The floors of classes may end it early.
+        Each time the one of some that leaves least is flipped. All at once would not do: those that
+        leave least alone point the same way. The floors of classes may end it early.
         """
         self.refresh()
+        entries = max(1.0, len(self.rows.values) / len(self.rows))
+        some = max(LEAST_OFFERED, round(OFFERED * min(1.0, MOST_ENTRIES / entries)))
         while self.over:
             surplus = self.over > 0
             able = self._able(surplus)
             if not len(able):
                 return
-            offered = self._draw.choice(able, min(OFFERED, len(able)), replace=False)
+            offered = self._draw.choice(able, min(some, len(able)), replace=False)
             change = _changes(*self._arrays, self.squares, self.pruned, offered, self.total)
             norm = math.sqrt(max(self.square, 1e-12 * self.unit))
             sign = -1.0 if surplus else 1.0

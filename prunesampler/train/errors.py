@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,10 @@ from torch import Tensor
 
 FITS = 0.05
 """Largest part of the gradients that a cross-entropy may leave unexplained."""
+FLOOR = (-0.1, 0.5)
+"""Share of an even target that every class may have: none up to rounding, or a label smoothing's."""
+SUMMED = 1e-5
+"""Relative error of the means that are formed here, in single precision."""
 PULLED = 1e-6
 """Share of the largest gradient below which an output counts as not pulled at."""
 
@@ -21,22 +26,33 @@ class Scale:
         factor: Shape (), on the device of the gradients: one over the batch size, the number of batches that
             are accumulated, the loss scaler, together.
         unexplained: Part of the gradients that a cross-entropy with this factor leaves, shape ().
+        floor: Share of an even target that every class has, as label smoothing gives it, shape ().
+        rounding: The part that the precision of the gradients may leave, shape ().
 
     Example:
         >>> outputs = torch.randn(64, 5, requires_grad=True)
         >>> torch.nn.functional.cross_entropy(outputs, torch.arange(64) % 5).backward()
         >>> scale = scale_of(outputs.detach(), outputs.grad)
-        >>> round(float(1 / scale.factor), 2), bool(scale.fits)
-        (64.0, True)
+        >>> round(float(1 / scale.factor), 2), bool(scale.tells), bool(scale.fits)
+        (64.0, True, True)
     """
 
     factor: Tensor
     unexplained: Tensor
+    floor: Tensor
+    rounding: Tensor
+
+    @property
+    def tells(self) -> Tensor:
+        """Whether outputs differ enough to tell: not those of a layer that begins with zeros."""
+        return self.rounding < 0.5
 
     @property
     def fits(self) -> Tensor:
         """Whether the loss is a cross-entropy, boolean, shape ()."""
-        return (self.unexplained < FITS) & (self.factor > 0)
+        low, high = FLOOR
+        line = (self.unexplained < FITS + self.rounding) & (self.factor > 0)
+        return line & (self.floor > low - self.rounding) & (self.floor < high + self.rounding)
 
 
 def scale_of(outputs: Tensor, gradients: Tensor) -> Scale:
@@ -53,13 +69,19 @@ def scale_of(outputs: Tensor, gradients: Tensor) -> Scale:
     """
     p = outputs.detach().float().softmax(-1).reshape(-1, outputs.shape[-1])
     g = gradients.float().reshape(p.shape)
-    down = g > PULLED * g.abs().amax()
+    down = (g > PULLED * g.abs().amax()) & (
+        p < 0.5
+    )  # the label's own, too, may pass a smooth target
     count = down.sum().clamp(min=1)
     mean_p, mean_g = (p * down).sum() / count, (g * down).sum() / count
     dp, dg = (p - mean_p) * down, (g - mean_g) * down
-    factor = (dp * dg).sum() / dp.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
-    unexplained = (dg - factor * dp).norm() / dg.norm().clamp(min=torch.finfo(torch.float32).tiny)
-    return Scale(factor, unexplained)
+    least = torch.finfo(torch.float32).tiny
+    rounded = max(torch.finfo(gradients.dtype).eps, SUMMED)
+    factor = (dp * dg).sum() / dp.square().sum().clamp(min=least)
+    unexplained = (dg - factor * dp).norm() / dg.norm().clamp(min=least)
+    floor = (mean_p - mean_g / factor) * p.shape[1]
+    rounding = rounded * (p * down).norm() / dp.norm().clamp(min=least)
+    return Scale(factor, unexplained, floor, rounding)
 
 
 def error_norms(gradients: Tensor) -> Tensor:
@@ -71,3 +93,50 @@ def error_norms(gradients: Tensor) -> Tensor:
     """
     found: Tensor = gradients.detach().float().flatten(1).norm(dim=1)
     return found
+
+
+class Units:
+    """Errors of one batch after another, all in units of the loss or all in shares of their batch's mean.
+
+    Which of them is decided by the first batch that tells. Nothing waits for the device after that.
+
+    Args:
+        exact: Whether they are in units of the loss, or None where that is not known yet.
+
+    Attributes:
+        exact: the same, once it is known.
+
+    Example:
+        >>> outputs = torch.tensor([[0.3, 0.7, 0.1], [0.1, 0.2, 0.6]], requires_grad=True)
+        >>> torch.nn.functional.cross_entropy(outputs, torch.tensor([0, 1])).backward()
+        >>> units = Units()
+        >>> units.errors(outputs, outputs.grad), units.exact
+        (tensor([0.8668, 0.8728]), True)
+    """
+
+    def __init__(self, exact: bool | None = None) -> None:
+        self.exact = exact
+        self._factor: Tensor | None = None  # times the batch size, of the last cross-entropy
+
+    def errors(self, outputs: Tensor, gradients: Tensor) -> Tensor | None:
+        """Error of every sample, float32, shape (b,), NaN after an overflow; None if nothing can be told."""
+        norms, size, scale = error_norms(gradients), len(gradients), None
+        if self.exact is not False and outputs.dim() in (2, 3) and outputs.shape[-1] > 1:
+            scale = scale_of(outputs, gradients)
+        if self.exact is None:
+            # A loss scaler may overflow at first, and a layer may begin with zeros.
+            if not gradients.isfinite().all() or (scale is not None and not scale.tells):
+                return None
+            self.exact = scale is not None and bool(scale.fits)
+        if self.exact and scale is not None:
+            factor = scale.factor * size
+            if self._factor is not None:
+                factor = torch.where(scale.fits, factor, self._factor)
+            self._factor = factor
+            found = norms * size / factor
+        else:
+            mean = norms.mean()
+            found = (
+                norms / torch.where(mean == 0, 1.0, mean) + 0 * mean
+            )  # NaN for all if one overflows
+        return torch.where(found.isfinite(), found, math.nan)

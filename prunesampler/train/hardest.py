@@ -119,7 +119,31 @@ class TrajectoryPruner(Pruner):
                 "nothing was recorded yet; call recorder.on_epoch_end() after each epoch, or let the callback "
                 "do it, with the recorder attached to the loader and the model"
             )
-        return trajectory.last_seen(), trajectory.unseen_for() >= self._within - 1
+        return trajectory.last_seen(), due(trajectory.unseen_for(), self._keep, self._within)
+
+
+def due(ages: Tensor, keep: int, within: int) -> Tensor:
+    """Which samples must be kept now, so that all can be seen in time, boolean, shape (n,).
+
+    If nobody came back before it is the last moment, more would be due at once than can be kept. So as many
+    come back as the others leave no room for later, those first that were left out longest.
+
+    Args:
+        ages: Number of epochs since each sample was seen, int64, shape (n,).
+        keep: Number of samples that are kept in each epoch.
+        within: Number of epochs in a row of which a sample must be in one, at least ``n / keep``.
+
+    Example:
+        >>> due(torch.tensor([0, 0, 2, 1, 1]), keep=1, within=5).tolist()
+        [False, False, True, False, False]
+    """
+    left = (within - 1 - ages).clamp(min=0)  # epochs that a sample may still wait
+    waiting = torch.bincount(left, minlength=within).cumsum(0)
+    many = int((waiting - keep * torch.arange(within)).max())
+    order = left.argsort(stable=True)
+    back = torch.zeros(len(ages), dtype=torch.bool)
+    back[order[: min(max(0, many), keep)]] = True
+    return back
 
 
 def hardest(
@@ -129,7 +153,7 @@ def hardest(
 
     Args:
         errors: Error of each sample, shape (n,); a sample without one (NaN) counts as the hardest.
-        back: Which samples are kept whatever their error, boolean, shape (n,).
+        back: Which samples are kept whatever their error, at most ``keep``, boolean, shape (n,).
         keep: Number of samples to keep.
         mix: Share of them that is drawn at random from those that are not among the hardest.
         generator: Random numbers of the draw, and of the order of equal errors.
@@ -141,9 +165,9 @@ def hardest(
     """
     n = len(errors)
     luck = torch.randperm(n, generator=generator)
-    first = torch.where(back, math.inf, errors.nan_to_num(math.inf))
+    first = torch.where(back, math.inf, errors.nan_to_num(torch.finfo(errors.dtype).max))
     order = luck[first[luck].argsort(descending=True, stable=True)]
-    drawn = round(mix * keep)
+    drawn = min(round(mix * keep), keep - int(back.sum()))
     top, rest = order[: keep - drawn], order[keep - drawn :]
     more = rest[torch.randperm(len(rest), generator=generator)[:drawn]]
     return torch.cat([top, more]).sort().values

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from prunesampler.base.checks import warn
-from prunesampler.base.processes import Group, current_group
+from prunesampler.base.processes import current_group
 from prunesampler.measure.heads import CONVOLUTIONS, weight_matrix
 from prunesampler.measure.isolation import unwrap
+from prunesampler.sampling.epoch_iterator import EpochIterator
 from prunesampler.sampling.handed_out import HandedOut, Misaligned
 from prunesampler.sampling.sampler import InfluencePrunedSampler
-from prunesampler.train.errors import error_norms, scale_of
-from prunesampler.train.trajectory import Trajectory, joined
+from prunesampler.train.errors import Units
+from prunesampler.train.trajectory import Trajectory, joined, merged
 
 
 class TrajectoryRecorder:
@@ -45,7 +46,8 @@ class TrajectoryRecorder:
             the callback name the file; otherwise they hold ``2 epochs n`` bytes.
 
     Raises:
-        ValueError: If the loader does not draw from the sampler, or its batches are made by another process.
+        ValueError: If the loader does not draw from the sampler, or its batches are made by another process, or
+            only one of loader and model is given.
 
     Example:
         >>> from torch.utils.data import DataLoader, TensorDataset
@@ -70,18 +72,15 @@ class TrajectoryRecorder:
         path: str | os.PathLike[str] | None = None,
     ) -> None:
         self.num_samples, self.path = sampler.num_samples, None if path is None else Path(path)
-        self._sampler, self._head = sampler, head
-        self._handed: HandedOut | None = None
+        self._head, self._handed = head, HandedOut(sampler)
         self._model: nn.Module | None = None
         self._layer: str | None = None
-        self._exact: bool | None = None  # known after the first batch
-        self._factor: Tensor | None = None  # of the last batch whose loss was a cross-entropy
-        self._reason: str | None = None  # why this process ended its recording
-        self._over = False  # whether all have
-        self._partial = False  # whether the epoch that runs is the rest of one
-        self._rows: list[Tensor] = []
-        self._row: Tensor | None = None  # errors of the epoch that runs
         self._handles: dict[str, RemovableHandle] = {}
+        self.reset()
+        if (loader is None) != (model is None):
+            raise ValueError(
+                "give the recorder both the loader and the model or, in Lightning and the Trainer, neither"
+            )
         if loader is not None and model is not None:
             self.attach(loader, model)
 
@@ -91,21 +90,32 @@ class TrajectoryRecorder:
         Raises:
             ValueError: If the loader does not draw from the sampler, or the model has no such layer.
         """
-        if self._handed is None:
-            self._handed = HandedOut(self._sampler, loader)
         self._handed.follow(loader)
         if unwrap(model) is not self._model:
-            self.remove()
-            self._model, self._layer = unwrap(model), None
-            self._hook(self._model, self._head)
+            self._model = unwrap(model)
+            self._hook(self._model)
 
     def reset(self) -> None:
-        """Begin a new run: what was recorded is forgotten."""
-        self._rows, self._row, self._exact, self._factor = [], None, None, None
-        self._partial = False
+        """Begin a new run: what was recorded is forgotten, and why it ended."""
+        self._units = Units()
+        self._reason: str | None = None  # why this process ended its recording
+        self._over = False  # whether all have
+        self._partial = False  # whether the epoch that runs is the rest of one
+        self._rows: list[Tensor] = []
+        self._row: Tensor | None = None  # errors of the epoch that runs
+        if self._model is not None:
+            self._hook(self._model)
 
-    def _hook(self, model: nn.Module, head: nn.Module | str | None) -> None:
+    def _hook(self, model: nn.Module) -> None:
         """Hook the layer, or all that it may be until the first backward pass tells."""
+        self.remove()
+        self._layer = None
+        self._early: dict[str, list[int]] = {}  # sizes of the batches that each may have been given
+        self._steps: EpochIterator | None = None  # the pass of these batches
+        self._samples_of: list[list[int] | None] = []  # the samples of these batches
+        self._hidden = 0  # passes of which no gradient comes, as checkpointing makes them
+        self._pulled_at: list[int] | None = None  # the batch whose gradient came last
+        head = self._head
         for name, module in model.named_modules():
             linear = (
                 isinstance(module, (nn.Linear, *CONVOLUTIONS)) and weight_matrix(module) is not None
@@ -114,61 +124,80 @@ class TrajectoryRecorder:
                 self._handles[name] = module.register_forward_hook(partial(self._ran, name))
         if not self._handles:
             raise ValueError(
-                f"the model has no linear layer to record ({head or 'head=None'}); name one with head="
+                f"the model has no linear layer to record (head={head!r}); its layers are "
+                f"{[name for name, _ in model.named_modules() if name]}"
             )
         if head is not None:
             self._layer = next(iter(self._handles))
 
     def _ran(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """The layer ran; if it trains, its gradient will follow."""
-        if (
-            self._reason
-            or not module.training
-            or not isinstance(output, Tensor)
-            or not output.requires_grad
-        ):
+        steps = self._handed.steps
+        off = self._reason or self._partial or steps is None
+        if off or torch.compiler.is_compiling() or not module.training:
             return
-        if self._layer is None:  # which of them is last is seen in the backward pass
-            output.register_hook(partial(self._first, name, output.detach()))  # type: ignore[no-untyped-call]
-        else:
+        if not isinstance(output, Tensor) or self._is_a_repetition(output):
+            return
+        if self._layer is not None:
             samples = self._samples(len(output))
             if samples is not None:
                 output.register_hook(partial(self._pulled, samples, output.detach()))  # type: ignore[no-untyped-call]
-
-    def _first(self, name: str, output: Tensor, gradient: Tensor) -> None:
-        """The first gradient of the run arrives: this is the last layer."""
-        if self._layer is not None:
             return
-        self._layer = name
-        for other in set(self._handles) - {name}:
-            self._handles.pop(other).remove()
-        samples = self._samples(len(output))
-        if samples is not None:
+        # Which of them is last is seen in the backward pass.
+        if steps is not self._steps:  # in the pass before nothing was trained
+            self._steps, self._early = steps, {}
+        turns = self._early.setdefault(name, [])
+        output.register_hook(partial(self._first, name, len(turns), output.detach()))  # type: ignore[no-untyped-call]
+        turns.append(len(output))
+
+    def _is_a_repetition(self, output: Tensor) -> bool:
+        """Whether no gradient comes to this output, or a checkpoint computes it again in the backward pass.
+
+        The older kind of checkpoint runs first without gradients, so that it is the second run that counts.
+        """
+        if not output.requires_grad:
+            self._hidden += 1
+            return True
+        if torch._C._current_graph_task_id() == -1:
+            self._hidden = 0
+            return False
+        self._hidden -= 1
+        return self._hidden < 0
+
+    def _first(self, name: str, turn: int, output: Tensor, gradient: Tensor) -> None:
+        """One of the first gradients of the run arrives; the first of all is that of the last layer."""
+        if self._layer is None:
+            self._layer = name
+            for other in set(self._handles) - {name}:
+                self._handles.pop(other).remove()
+            self._samples_of = [self._samples(size) for size in self._early[name]]
+        if name == self._layer and (samples := self._samples_of[turn]) is not None:
             self._pulled(samples, output, gradient)
 
     def _pulled(self, samples: list[int], output: Tensor, gradient: Tensor) -> None:
-        """Note the errors of a batch; nothing waits for the device after the first one."""
-        norms, scale = error_norms(gradient), None
-        if self._exact is not False and output.dim() in (2, 3) and output.shape[-1] > 1:
-            scale = scale_of(output, gradient)
-        if self._exact is None:
-            self._exact = scale is not None and bool(scale.fits)
-        if self._exact and scale is not None:
-            known = scale.factor * len(samples)
-            if self._factor is not None:
-                known = torch.where(scale.fits, known, self._factor)
-            self._factor = known
-            norms = norms * len(samples) / known
-        else:
-            norms = norms / norms.mean()
+        """Note the errors of a batch, whatever happens."""
+        if self._reason is not None:
+            return
+        if samples is self._pulled_at:
+            self._stop("two backward passes went through one batch, whose gradients add up")
+            return
+        self._pulled_at = samples
+        try:
+            self._note(samples, output, gradient)
+        except Exception as error:  # recording must never stop a run
+            self._stop(f"{type(error).__name__}: {error}")
+
+    def _note(self, samples: list[int], output: Tensor, gradient: Tensor) -> None:
+        """Write the errors of a batch."""
+        errors = self._units.errors(output, gradient)
+        if errors is None:
+            return
         if self._row is None:
-            self._row = torch.full((self.num_samples,), math.nan, device=norms.device)
-        places = torch.tensor(samples).to(norms.device, non_blocking=True)
-        self._row[places] = torch.where(norms.isfinite(), norms, math.nan)
+            self._row = torch.full((self.num_samples,), math.nan, device=errors.device)
+        self._row[torch.tensor(samples).to(errors.device, non_blocking=True)] = errors
 
     def _samples(self, size: int) -> list[int] | None:
         """Samples of the batch that the layer is given, or None if that cannot be known any more."""
-        assert self._handed is not None
         try:
             return self._handed.next(size)
         except Misaligned as error:
@@ -194,16 +223,18 @@ class TrajectoryRecorder:
         Args:
             epoch: Epoch that ended, counted from 0; by default the next one.
         """
-        if self._over:
+        if self._over or (epoch is not None and epoch < len(self._rows)):
             return
         group, row = current_group(), self._row
+        group.meet("recorder.on_epoch_end")
         unseen = torch.full((self.num_samples,), math.nan)
         if row is None and self._reason is None and not self._partial:
             self._stop(
-                "no training pass through the layer was seen (a compiled model, or another one)"
+                "no training pass through the layer was seen: the model is compiled, in evaluation mode or "
+                "not the one given, or another loader is iterated"
             )
-        data = _together(
-            group, unseen if row is None else row.cpu(), self._reason is None, self._exact
+        data = merged(
+            group, unseen if row is None else row.cpu(), not self._reason, self._units.exact
         )
         self._row, self._partial = None, False
         if data:
@@ -211,18 +242,26 @@ class TrajectoryRecorder:
             self._rows += [unseen] * max(0, missing)  # epochs before the recording began
             self._rows.append(Trajectory.from_bytes(data).errors[0])
             if self.path is not None and group.rank == 0:
-                self.trajectory.save(self.path)
+                self._write(self.path)
             return
         self._over = True
-        reason = self._reason or "another process could not record"
+        reason = self._reason or "another process could not record, or has another kind of loss"
         self._stop(reason)
         if group.rank == 0:
             warn(f"recording of the trajectory ended after {len(self._rows)} epochs: {reason}")
 
+    def _write(self, path: Path) -> None:
+        """Write the file; a full disk does not stop the run."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.trajectory.save(path)
+        except OSError as error:
+            warn(f"the trajectory could not be written to {path}: {error}")
+
     @property
     def trajectory(self) -> Trajectory:
         """What was recorded so far."""
-        return joined(self._rows, bool(self._exact), self._layer, self.num_samples)
+        return joined(self._rows, bool(self._units.exact), self._layer, self.num_samples)
 
     def state_dict(self) -> dict[str, Any]:
         """The name of the file, or what was recorded."""
@@ -242,7 +281,6 @@ class TrajectoryRecorder:
         Raises:
             ValueError: If the file is not there, damaged, or of another dataset.
         """
-        self._partial = within
         if "trajectory" in state:
             found = Trajectory.from_bytes(state["trajectory"].numpy().tobytes())
         elif self.path is None or not self.path.exists():
@@ -253,18 +291,5 @@ class TrajectoryRecorder:
         else:
             found = Trajectory.load(self.path)
         found.check(self.num_samples, 0)
-        self._rows, self._exact = list(found.errors[:epochs]), found.exact if len(found) else None
-
-
-def _together(group: Group, row: Tensor, good: bool, exact: bool | None) -> bytes:
-    """A trajectory of one epoch, from the errors that all processes saw; empty if one saw nothing."""
-    ranks = [torch.tensor([rank]) for rank in range(group.world)]
-    states = group.gather(torch.tensor([[good, bool(exact)]]), ranks)
-    rows = group.gather(row[None], ranks)
-    whole: bytes | None = None
-    if states is not None and rows is not None:
-        alike = len(set(states[:, 1].tolist())) == 1
-        # Where two processes saw a sample, as padding has it, the mean.
-        seen = Trajectory(rows.nanmean(0, keepdim=True)).to_bytes()
-        whole = seen if bool(states[:, 0].all()) and alike else b""
-    return group.broadcast_bytes(whole)
+        self._rows = list(found.errors[:epochs])
+        self._units, self._partial = Units(found.exact if self._rows else None), within

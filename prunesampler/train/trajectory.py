@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from prunesampler.base.files import pack, unpack, write_atomically
+from prunesampler.base.processes import Group
 from prunesampler.influence.headroom import advice, headroom
 
 KIND = ("prunesampler.trajectory", 1)
@@ -99,7 +100,8 @@ class Trajectory:
         """The content of a file: half precision, each epoch in units of its largest error."""
         known = self.errors.nan_to_num(0.0)
         units = known.amax(1) if len(self) else torch.zeros(0)
-        halves = (self.errors / units.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).half()
+        units = units.clamp(min=torch.finfo(torch.float32).tiny)
+        halves = (self.errors / units[:, None]).half()
         header = {"exact": self.exact, "layer": self.layer}
         return pack(KIND, header, {"errors": halves, "units": units})
 
@@ -110,7 +112,10 @@ class Trajectory:
         Raises:
             ValueError: If the file is damaged, or not one of these.
         """
-        return cls.from_bytes(Path(path).read_bytes())
+        try:
+            return cls.from_bytes(Path(path).read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Trajectory:
@@ -159,3 +164,30 @@ def joined(rows: Sequence[Tensor], exact: bool, layer: str | None, num_samples: 
     """
     errors = torch.stack(list(rows)) if rows else torch.zeros(0, num_samples)
     return Trajectory(errors, exact, layer)
+
+
+def merged(group: Group, row: Tensor, good: bool, exact: bool | None) -> bytes:
+    """A trajectory of one epoch as bytes, from what all processes saw; empty if one could not record.
+
+    Args:
+        group: The processes.
+        row: Errors that this process saw, shape (n,).
+        good: Whether it could record.
+        exact: Whether its errors are in units of the loss; None if it saw none.
+
+    Example:
+        >>> from prunesampler.base.processes import LocalGroup
+        >>> data = merged(LocalGroup(), torch.tensor([0.5, 1.0]), True, True)
+        >>> Trajectory.from_bytes(data).errors
+        tensor([[0.5000, 1.0000]])
+    """
+    ranks = [torch.tensor([rank]) for rank in range(group.world)]
+    states = group.gather(torch.tensor([[good, bool(exact)]]), ranks)
+    rows = group.gather(row[None], ranks)
+    whole: bytes | None = None
+    if states is not None and rows is not None:
+        alike = len(set(states[:, 1].tolist())) == 1
+        # Where two processes saw a sample, as padding has it, the mean.
+        seen = Trajectory(rows.nanmean(0, keepdim=True)).to_bytes()
+        whole = b"+" + seen if bool(states[:, 0].all()) and alike else b"-"
+    return group.broadcast_bytes(whole)[1:]  # gloo sends no empty message

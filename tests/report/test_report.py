@@ -81,7 +81,8 @@ def test_a_true_selection_is_told_in_full(digits):
     ).select(nn.Sequential(nn.Linear(64, 10)))
     seconds = sum(v for k, v in found.metadata.items() if k.endswith("_seconds"))
     lines = summary(1, found, seconds, 1.0).splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
+    assert lines[3].startswith("For networks trained from scratch: headroom 0.")
     shares = [int(share) for share in re.findall(r"(\d+)%", lines[1])]
     assert len(shares) == 4
     assert 98 <= sum(shares) <= 102
