@@ -196,6 +196,9 @@ class PruningCallback(PlansSteps):
         clock.settle()
         if self.recorder is not None:
             self.recorder.on_epoch_end(epoch)
+            share = self.recorder.last_headroom
+            if self.log is not None and share is not None:
+                self.log({"trajectory/headroom": share}, epoch if step is None else step)
         selection = self._prepare(epoch + 1, model, step)
         clock.reach(epoch + 1)
         return selection

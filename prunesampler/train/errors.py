@@ -14,6 +14,8 @@ FLOOR = (-0.1, 0.5)
 """Share of an even target that every class may have: none up to rounding, or a label smoothing's."""
 SUMMED = 1e-5
 """Relative error of the means that are formed here, in single precision."""
+ROWS, NUMBERS = 64, 2**14
+"""Of more rows, and more numbers, every k-th row is looked at, so that a large vocabulary costs nothing."""
 PULLED = 1e-6
 """Share of the largest gradient below which an output counts as not pulled at."""
 
@@ -67,8 +69,10 @@ def scale_of(outputs: Tensor, gradients: Tensor) -> Scale:
         outputs: Outputs of the layer, shape (b, ..., C).
         gradients: Gradients of the whole loss with respect to them, of the same shape.
     """
-    p = outputs.detach().float().softmax(-1).reshape(-1, outputs.shape[-1])
-    g = gradients.float().reshape(p.shape)
+    classes = outputs.shape[-1]
+    p, g = outputs.detach().reshape(-1, classes), gradients.reshape(-1, classes)
+    step = max(1, len(p) // max(ROWS, NUMBERS // classes))
+    p, g = p[::step].float().softmax(-1), g[::step].float()
     down = (g > PULLED * g.abs().amax()) & (
         p < 0.5
     )  # the label's own, too, may pass a smooth target
@@ -79,8 +83,9 @@ def scale_of(outputs: Tensor, gradients: Tensor) -> Scale:
     rounded = max(torch.finfo(gradients.dtype).eps, SUMMED)
     factor = (dp * dg).sum() / dp.square().sum().clamp(min=least)
     unexplained = (dg - factor * dp).norm() / dg.norm().clamp(min=least)
-    floor = (mean_p - mean_g / factor) * p.shape[1]
+    floor = (mean_p - mean_g / factor) * classes
     rounding = rounded * (p * down).norm() / dp.norm().clamp(min=least)
+    rounding = torch.where(down.any(), rounding, math.inf)
     return Scale(factor, unexplained, floor, rounding)
 
 
@@ -124,6 +129,8 @@ class Units:
         if self.exact is not False and outputs.dim() in (2, 3) and outputs.shape[-1] > 1:
             scale = scale_of(outputs, gradients)
         if self.exact is None:
+            if not norms.any():
+                return norms
             # A loss scaler may overflow at first, and a layer may begin with zeros.
             if not gradients.isfinite().all() or (scale is not None and not scale.tells):
                 return None

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from prunesampler.base.checks import warn
 from prunesampler.base.processes import current_group
+from prunesampler.influence.headroom import headroom
 from prunesampler.measure.heads import CONVOLUTIONS, weight_matrix
 from prunesampler.measure.isolation import unwrap
 from prunesampler.sampling.epoch_iterator import EpochIterator
@@ -262,6 +263,12 @@ class TrajectoryRecorder:
     def trajectory(self) -> Trajectory:
         """What was recorded so far."""
         return joined(self._rows, bool(self._units.exact), self._layer, self.num_samples)
+
+    @property
+    def last_headroom(self) -> float | None:
+        """Headroom of the last epoch, or None if nothing was recorded of it."""
+        share = headroom(self._rows[-1]) if self._rows else math.nan
+        return None if math.isnan(share) else share
 
     def state_dict(self) -> dict[str, Any]:
         """The name of the file, or what was recorded."""

@@ -13,7 +13,7 @@ from torch import nn
 
 import prunesampler
 from prunesampler import Budget, ExactCurvature, InfluencePruner, Selection
-from prunesampler.report.plots import plot_frontier
+from prunesampler.report.plots import plot_frontier, plot_headroom
 from prunesampler.report.text import figures, summary
 from prunesampler.select.frontier import Frontier
 
@@ -122,6 +122,11 @@ def test_a_frontier_is_drawn_to_a_file(tmp_path):
     plot_frontier(Frontier((few, many)), tmp_path / "frontier.png")
     with Image.open(tmp_path / "frontier.png") as picture:
         assert picture.size[0] > 500
+
+
+def test_a_plot_of_the_headroom(tmp_path):
+    plot_headroom([0.6, 0.8, 0.92], tmp_path / "headroom.png")
+    assert (tmp_path / "headroom.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_matplotlib_a_plot_says_how_to_install_it(tmp_path, monkeypatch):
