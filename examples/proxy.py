@@ -39,8 +39,9 @@ parser.add_argument("--images", type=Path, help="folder with train/CLASS/* and t
 parser.add_argument("--epochs", type=int, default=8, help="of the large network, on all images")
 parser.add_argument("--proxy-epochs", type=int, default=6)
 parser.add_argument("--fraction", type=float, default=0.3, help="left out in each epoch")
-parser.add_argument("--path", type=Path, default=Path("trajectory.safetensors"))
+parser.add_argument("--path", type=Path, default=Path("runs/trajectory.safetensors"))
 given = parser.parse_args()
+given.path.parent.mkdir(parents=True, exist_ok=True)
 BATCH, SMOOTHING = 100, 0.1
 Choose = Callable[[TrajectoryRecorder], Pruner | None]
 

@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from prunesampler.base.checks import checked_labels, checked_seed, dataset_size, warn
+from prunesampler.base.checks import checked_labels, checked_seed, warn
 from prunesampler.base.memory import Room
-from prunesampler.base.processes import Group, LocalGroup, current_group, together
+from prunesampler.base.processes import current_group, together
 from prunesampler.influence.automatic import AutoCurvature
 from prunesampler.influence.curvature import Curvature
 from prunesampler.influence.scores import Scores, read_layer, read_measurements
@@ -26,8 +26,8 @@ from prunesampler.measure.heads import Losses
 from prunesampler.measure.isolation import unwrap
 from prunesampler.measure.losses import ClosedFormLoss, CrossEntropy
 from prunesampler.measure.measurer import Measurer
-from prunesampler.measure.probing import check_collate, check_same_labels, explained, probe
 from prunesampler.measure.reading import Reading
+from prunesampler.measure.scored_set import ScoredSet
 from prunesampler.measure.tokens import TokenCrossEntropy
 from prunesampler.report.text import tell
 from prunesampler.sampling.loaders import check_batches
@@ -108,7 +108,8 @@ class InfluencePruner:
         like: DataLoader[Any] | None = None,
         storage: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.num_samples = dataset_size(score_dataset)
+        self._data = ScoredSet(score_dataset)
+        self.num_samples = self._data.num_samples
         if gradients is not None and (head is not None or losses is not None):
             raise ValueError("gradients= replaces head= and losses=; give one or the other")
         reading = Reading() if like is None else Reading.like(like)
@@ -157,8 +158,6 @@ class InfluencePruner:
         self._own_collate = collate_fn is not None or like is not None
         known = (ClosedFormLoss, TokenCrossEntropy)
         self._own_losses = gradients is None and not isinstance(losses, known)
-        self.outline: str | None = None  # set once a few samples were read
-        self._probed = False  # whether the processes have compared their outlines
 
     def select(self, model: nn.Module) -> Selection:
         """Measure all samples with this model and choose the ones to prune.
@@ -197,7 +196,7 @@ class InfluencePruner:
 
     def check_order(self, training_set: Dataset[Any]) -> None:
         """Warn if labels differ from those of the training set: then the order does too."""
-        check_same_labels(training_set, self.dataset, self.reading)
+        self._data.check_order(training_set, self.reading)
 
     def frontier(
         self,
@@ -222,7 +221,7 @@ class InfluencePruner:
             replace(self.budget, fraction=fraction, count=None, epsilon=None).count_of(
                 self.num_samples
             )
-        group = self._meeting("frontier")
+        group = self._data.meet("frontier", self.reading)
         group.check_equal("the fractions", repr(list(fractions)).encode())
         scores = self.measure(model)
         return frontier_together(scores, self._selector, fractions, self.progress)
@@ -265,7 +264,7 @@ class InfluencePruner:
         Returns:
             The scores on rank 0, None on the others.
         """
-        group = self._meeting("measure")
+        group = self._data.meet("measure", self.reading)
         model = unwrap(model)
         started = time.perf_counter()
         group.check_equal("the pruners", self._settings())
@@ -309,7 +308,7 @@ class InfluencePruner:
             >>> pruner = InfluencePruner(data, budget=Budget(fraction=0.4))
             >>> pruner.check(torch.nn.Linear(4, 3))
         """
-        group = self._meeting("check")
+        group = self._data.meet("check", self.reading)
         measured, *_ = self._measurer.measure(unwrap(model), self._datasets(), group, trial=True)
         together(group, lambda: None if measured is None else self._selector.check(measured))
         if loader is not None and self.budget.epsilon is None and group.rank == 0:
@@ -345,15 +344,18 @@ class InfluencePruner:
         return estimate(batch, self.num_samples, self._selector.curvature, seconds, group.world)
 
     @property
+    def outline(self) -> str | None:
+        """A hash of a few samples' labels and shapes, once some were read."""
+        return self._data.outline
+
+    @property
     def reading(self) -> Reading:
         """How samples are read."""
         return self._measurer.reading
 
     def look(self) -> str:
         """A hash of a few samples' labels and shapes, read by this process alone."""
-        if self.outline is None:
-            self.outline = probe(self.dataset, self.reading, LocalGroup())
-        return self.outline
+        return self._data.look(self.reading)
 
     def lend_collate(self, collate_fn: Callable[[list[Any]], Any]) -> None:
         """Make batches with this function, unless the pruner was given its own."""
@@ -368,26 +370,6 @@ class InfluencePruner:
         """
         measurements, wanted = read_measurements(state, self.num_samples)
         return replace(self._selector.scores(measurements, wanted, 0.0), layer=read_layer(state))
-
-    def _meeting(self, what: str) -> Group:
-        """Wait for all processes, and return their group; the first time, compare samples."""
-        group = current_group()
-        group.meet(what)
-        together(group, self._check_size)
-        if not self._probed:
-            with explained():
-                self.outline = probe(self.dataset, self.reading, group)
-            together(group, lambda: check_collate(self.dataset, self.reading))
-            self._probed = True
-        return group
-
-    def _check_size(self) -> None:
-        size = dataset_size(self.dataset)
-        if size != self.num_samples:
-            raise ValueError(
-                f"score_dataset had {self.num_samples} samples and has {size} now; build sampler, "
-                "pruner and callback from the dataset as it is trained on"
-            )
 
     def _say_without_classes(self, scores: Scores) -> None:
         """Warn, once, when floors per class were asked for but the classes are unknown."""

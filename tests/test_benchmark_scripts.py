@@ -5,6 +5,7 @@ from statistics import pvariance
 from types import SimpleNamespace
 
 import pytest
+import search
 import time_to_accuracy
 import torch
 from accuracy_report import cost_of, over_all, priced, times
@@ -16,6 +17,7 @@ from PIL import Image
 from pools_report import accuracies as pool_accuracies
 from results import Results, markdown, points, read, spread
 from scipy.stats import spearmanr
+from search import agreement, averaged, regret
 from setting import load_all
 from time_report import at_equal_seconds
 from torch.utils.data import TensorDataset
@@ -237,8 +239,9 @@ def test_equal_seconds_are_on_the_line_between_two_lengths():
         return {"row": row, "seed": 0, "rate": 1.0, "total": total, "accuracy": accuracy}
 
     rival = [run("all data", 100.0, 0.8), run("all data, a third longer", 400.0, 0.9)]
-    assert at_equal_seconds(run("own", 200.0, 0.87), rival) == pytest.approx(2.0)
-    assert at_equal_seconds(run("own", 500.0, 0.87), rival) is None
+    assert at_equal_seconds(run("own", 200.0, 0.87), rival) == (pytest.approx(2.0), False)
+    assert at_equal_seconds(run("own", 500.0, 0.87), rival) == (pytest.approx(-3.0), True)
+    assert at_equal_seconds(run("own", 50.0, 0.87), rival) is None
 
 
 def test_time_to_accuracy_runs_and_goes_on(tmp_path, monkeypatch, capsys):
@@ -258,3 +261,30 @@ def test_time_to_accuracy_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="holds runs of other settings"):
         time_to_accuracy.main()
     assert json.loads(path.read_text()) == found
+
+
+def test_regret_is_that_of_the_setting_that_looks_best():
+    truth = averaged({0: [{"test": 0.6}, {"test": 0.9}], 1: [{"test": 0.8}, {"test": 0.7}]})
+    assert truth == pytest.approx([0.7, 0.8])
+    assert averaged({0: [{"test": 0.6}], 1: [{"test": 0.8}]}, without=0) == [0.8]
+    assert regret([0.9, 0.5], truth) == pytest.approx(10)
+    assert regret([0.9, 0.9], truth) == pytest.approx(5)
+    assert agreement([0.1, 0.2], truth) == pytest.approx(1)
+    assert agreement([0.5, 0.5], truth) == 0.0
+
+
+def test_search_runs_and_goes_on(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "s.jsonl"
+    options = ["--json", path, "--epochs=1", "--choosing-epochs=1", "--settings=2"]
+    printed = run_python(BENCHMARKS / "search.py", *options, "--seeds", "0", "1")
+    rows = read(path)
+    assert len(rows) == 2 * 2 * 13
+    assert {row["row"] for row in rows if row["test"] is not None} == {"all samples"}
+    same = ("influence", "random", "hardest", "all samples, fewer epochs")
+    assert {(row["share"], row["steps"]) for row in rows if row["row"] in same} == {
+        (0.1, 3), (0.3, 9)
+    }  # fmt: skip
+    assert all((row["choosing"] > 0) == (row["row"] in ("influence", "hardest")) for row in rows)
+    monkeypatch.setattr("sys.argv", ["", *map(str, options), "--minutes=0"])
+    search.main()
+    assert capsys.readouterr().out == printed

@@ -29,7 +29,6 @@ from prunesampler.train.recorder import TrajectoryRecorder
 from prunesampler.train.trajectory import Trajectory
 
 WARM_UP, MOMENTUM, WEIGHT_DECAY, SMOOTHING = 0.2, 0.9, 1e-3, 0.2
-STEM = 24  # leading directions of the patches; each gives two channels, one of either sign
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,8 @@ class Plan:
         epochs: Number of epochs on all data whose steps the run takes.
         lr: Peak of the learning rate.
         width: Of the network, 1 is 64, 128 and 256 channels.
+        stem: Leading directions of the patches that the first layer has, each in either sign. A narrow
+            network spends most of its time there.
         by: Whose errors choose: "all" leaves out nothing, "random" draws, "proxy" and "own" keep the
             hardest by a recorded run and by this one.
         keep: Share of the samples that an epoch has.
@@ -53,6 +54,7 @@ class Plan:
     epochs: int
     lr: float
     width: float = 1.0
+    stem: int = 24
     seed: int = 0
     by: str = "all"
     keep: float = 1.0
@@ -95,9 +97,9 @@ class Run:
     trajectory: Trajectory
 
 
-def network(images: Images, width: float) -> nn.Sequential:
+def network(images: Images, width: float, stem: int) -> nn.Sequential:
     """Seven layers: a whitened stem of stride two, three pairs of convolutions, a linear layer."""
-    patches = whitening(images.train.tensors[0])
+    patches = whitening(images.train.tensors[0], stem)
     layers: list[nn.Module] = [Normalise(images.train.tensors[0]), patches, nn.ReLU()]
     before = patches.out_channels
     for count in channels(width):
@@ -131,12 +133,12 @@ class Normalise(nn.Module):
         return (x.float() - self.mean) / self.deviation
 
 
-def whitening(images: Tensor) -> nn.Conv2d:
+def whitening(images: Tensor, stem: int) -> nn.Conv2d:
     """A frozen layer whose outputs are uncorrelated on patches of four by four pixels."""
     values = Normalise(images)(images[:5000])
     patches = F.unfold(values, 4, stride=3).transpose(1, 2).reshape(-1, 16 * values.shape[1])
     variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
-    count = min(STEM, len(variances))
+    count = min(stem, len(variances))
     rows = (directions / (variances + 1e-2).sqrt()).T.flip(0)[:count]
     made = nn.Conv2d(values.shape[1], 2 * count, 4, stride=2, padding=1, bias=False)
     made.weight = nn.Parameter(
@@ -197,7 +199,7 @@ def train(images: Images, plan: Plan, recorded: Trajectory | None = None) -> Run
     """Train by a plan; the accuracy on the test images is taken outside of the clock."""
     began = time.process_time()
     torch.manual_seed(plan.seed)
-    views, size, model = Views(images), len(images.train), network(images, plan.width)
+    views, size, model = Views(images), len(images.train), network(images, plan.width, plan.stem)
     sampler = InfluencePrunedSampler(range(size), seed=plan.seed)
     loader = DataLoader(range(size), plan.batch_size, sampler=sampler, drop_last=True)  # type: ignore[arg-type]
     recorder = TrajectoryRecorder(sampler, loader, model)

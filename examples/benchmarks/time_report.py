@@ -35,13 +35,13 @@ def with_prices(runs: list[Run]) -> list[Run]:
     Other work on the machine slows now this run and now that one by a few per cent; choosing stays as
     it was measured, and the proxy is added.
     """
-    proxies = {run["proxy"] for run in runs} - {None}
-    speeds = defaultdict(list)
-    for run in runs:
-        speeds[run["width"]].append((run["seconds"] - run["choosing"]) / run["steps"])
-    price = {width: median(found) for width, found in speeds.items()}
-    made = [{**run, "main": run["row"] not in proxies, "training": run["steps"] * price[run["width"]]}
-            for run in runs]  # fmt: skip
+    whole = max((run["width"] for run in runs), default=0.0)  # proxies are narrower
+    speeds, made = defaultdict(list), [{**run, "main": run["width"] == whole} for run in runs]
+    for run in made:
+        run["network"] = "" if run["main"] else run["row"]
+        speeds[run["network"]].append((run["seconds"] - run["choosing"]) / run["steps"])
+    for run in made:
+        run["training"] = run["steps"] * median(speeds[run["network"]])
     for run in made:
         proxy = [r for r in made if r["row"] == run["proxy"] and r["seed"] == run["seed"]]
         run["proxy_seconds"] = proxy[0]["training"] if proxy else 0.0
@@ -49,21 +49,27 @@ def with_prices(runs: list[Run]) -> list[Run]:
     return made
 
 
-def at_equal_seconds(run: Run, runs: list[Run]) -> float | None:
-    """Points above all data of this seed for as many seconds, or None beyond the lengths that were run.
+def at_equal_seconds(run: Run, runs: list[Run]) -> tuple[float, bool] | None:
+    """Points above all data of this seed for as many seconds; None if that was not run, or only longer.
 
     Between two lengths accuracy is a line in the logarithm of the seconds.
+
+    Returns:
+        The points, and whether the run took longer than the longest of all data: then it is compared with
+        that, and the points are at most so many.
     """
     line = sorted(
         (r["total"], r["accuracy"])
         for r in runs if r["row"] in LENGTHS and r["seed"] == run["seed"] and r["rate"] == run["rate"]
     )  # fmt: skip
-    seconds = run["total"]
+    seconds, found = run["total"], run["accuracy"]
     for (t0, a0), (t1, a1) in pairwise(line):
-        if 0.98 * t0 <= seconds <= 1.02 * t1:
+        if 0.98 * t0 <= seconds <= t1:
             part = math.log(seconds / t0) / math.log(t1 / t0)
-            return float(100 * (run["accuracy"] - a0 - part * (a1 - a0)))
-    return None
+            return 100 * (found - a0 - part * (a1 - a0)), False
+    if not line or seconds < 0.98 * line[-1][0]:
+        return None
+    return 100 * (found - line[-1][1]), seconds > 1.02 * line[-1][0]
 
 
 def accuracies(runs: list[Run], rows: list[str]) -> Table:
@@ -80,12 +86,9 @@ def accuracies(runs: list[Run], rows: list[str]) -> Table:
         if not mine:
             continue
         beside = [100 * (r["accuracy"] - base[r["seed"]]) for r in mine if r["seed"] in base]
-        equal = (
-            []
-            if row in LENGTHS or not mine[0]["main"]
-            else [at_equal_seconds(run, runs) for run in mine]
-        )
-        known = [value for value in equal if value is not None]
+        against = [] if row in LENGTHS or not mine[0]["main"] else mine
+        equal = [found for run in against if (found := at_equal_seconds(run, runs))]
+        most = "at most " if any(beyond for _, beyond in equal) else ""
         recording = 100 * mean(run["recording"] / run["seconds"] for run in mine)
         table.add_row(
             row, str(mine[0]["steps"]), spread([100 * run["accuracy"] for run in mine], ".2f"),
@@ -93,7 +96,7 @@ def accuracies(runs: list[Run], rows: list[str]) -> Table:
             spread(beside, "+.2f") if row != "all data" else "",
             f"{mean(r['training'] for r in mine):.0f}", f"{mean(r['choosing'] for r in mine):.1f}",
             f"{recording:.2f}", f"{mean(r['proxy_seconds'] for r in mine):.0f}",
-            f"{mean(r['total'] for r in mine):.0f}", spread(known, "+.2f"),
+            f"{mean(r['total'] for r in mine):.0f}", most + spread([points for points, _ in equal], "+.2f"),
         )  # fmt: skip
     return table
 

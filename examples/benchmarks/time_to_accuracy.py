@@ -38,10 +38,9 @@ from prunesampler.base.files import write_atomically
 from prunesampler.train.trajectory import Trajectory
 
 Job = dict[str, Any]
-RATES = (1.0, 0.65, 1.6)
-"""Learning rates of the sweep, relative to --lr."""
 PROXIES: dict[str, Job] = {
     "proxy": {"width": 0.3, "epochs": 5 / 6},
+    "lean proxy": {"width": 0.3, "epochs": 5 / 6, "stem": 8},
     "short proxy": {"width": 0.3, "epochs": 1 / 2},
     "thin proxy": {"width": 0.2, "epochs": 5 / 6},
 }
@@ -50,12 +49,13 @@ HARD: Job = {"by": "proxy", "proxy": "proxy", "keep": 0.7}
 OWN: Job = {"by": "own", "keep": 0.7}
 MAIN: dict[str, Job] = {
     "all data": {},
-    "hardest 70 % by a proxy": HARD,
     "hardest 70 % by its own errors": OWN,
+    "hardest 70 % by a proxy": HARD,
     "all data, a third longer": {"longer": 4 / 3},
 }
 VARIANTS: dict[str, Job] = {
     "random 70 %, redrawn": {"by": "random", "keep": 0.7},
+    "by a lean proxy": {**HARD, "proxy": "lean proxy"},
     "by a short proxy": {**HARD, "proxy": "short proxy"},
     "own errors, last epoch on all": {**OWN, "last": 1},
     "own errors, 30 % at random": {**OWN, "mix": 0.3},
@@ -101,11 +101,11 @@ class Results:
                 return run
         return None
 
-    def best_rate(self, seed: int) -> float | None:
+    def best_rate(self, seed: int, rates: list[float]) -> float | None:
         """Of the sweep on all data, or None before it is over."""
-        found = [self.of("all data", seed, rate) for rate in RATES]
+        found = [self.of("all data", seed, rate) for rate in rates]
         whole = [run for run in found if run]
-        if len(whole) < len(RATES):
+        if len(whole) < len(rates):
             return None
         return float(max(whole, key=lambda run: run["accuracy"])["rate"])
 
@@ -113,11 +113,13 @@ class Results:
 def jobs(options: argparse.Namespace, results: Results) -> Iterator[Job]:
     """All runs, the most telling first; after the sweep all at the best rate, which is all data's."""
     first, *others = options.seeds
-    for rate in RATES:
+    for rate in options.rates:
         yield {"row": "all data", "seed": first, "rate": rate}
-    for seed in options.seeds[:2]:  # they need no rate, so a second worker has something to do
+    for seed in (
+        () if options.rows else options.seeds[:2]
+    ):  # they need no rate, so a second worker has something to do
         yield {"row": "proxy", "seed": seed, "rate": 1.0}
-    rate = results.best_rate(first)
+    rate = results.best_rate(first, options.rates)
     if rate is None:
         return
     groups = [(MAIN, [first]), (MAIN, others[:1]), (VARIANTS, [first]), (MAIN, others[1:])]
@@ -128,7 +130,8 @@ def jobs(options: argparse.Namespace, results: Results) -> Iterator[Job]:
         if "proxy" in ROWS[row]:
             yield {"row": ROWS[row]["proxy"], "seed": seed, "rate": 1.0}
         yield {"row": row, "seed": seed, "rate": rate}
-    for other in sorted({*RATES} - {rate}):  # the best rate of all data need not be that of others
+    # The best rate of all data need not be that of the others.
+    for other in sorted({*options.rates} - {rate}):
         yield {"row": "hardest 70 % by its own errors", "seed": first, "rate": other}
         yield {"row": "all data, a third longer", "seed": first, "rate": other}
 
@@ -142,11 +145,12 @@ def file_of(options: argparse.Namespace, proxy: str, seed: int) -> Path:
 def plan_of(options: argparse.Namespace, job: Job) -> Plan:
     row = ROWS[job["row"]]
     length = row["epochs"] if job["row"] in PROXIES else row.get("longer", 1)
-    more = {key: row[key] for key in ("by", "keep", "mix", "first", "last") if key in row}
+    names = ("stem", "by", "keep", "mix", "first", "last")
+    more = {name: row[name] for name in names if name in row}
     return Plan(
-        max(1, round(length * options.epochs)), job["rate"] * options.lr,
-        options.width * row.get("width", 1.0), job["seed"], batch_size=options.batch_size, half=options.half,
-        **more,
+        epochs=max(1, round(length * options.epochs)), lr=job["rate"] * options.lr,
+        width=options.width * row.get("width", 1.0), seed=job["seed"],
+        batch_size=options.batch_size, half=options.half, **more,
     )  # fmt: skip
 
 
@@ -223,6 +227,9 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--epochs", type=int, default=12)
     made.add_argument("--width", type=float, default=0.5, help="1 is 64, 128 and 256 channels")
     made.add_argument("--lr", type=float, default=0.5)
+    made.add_argument(
+        "--rates", type=float, nargs="+", default=[1.0, 0.65, 1.6], help="sweep, relative to --lr"
+    )
     made.add_argument("--half", action="store_true", help="compute in bfloat16")
     made.add_argument("--batch-size", type=int, help="default: 500, of digits 50")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
@@ -245,7 +252,7 @@ def main() -> None:
     results = Results(options.json, settings)
     if options.minutes > 0:
         run_all(options, results)
-    show(*tables(results.runs, list(ROWS), results.best_rate(options.seeds[0])))
+    show(*tables(results.runs, list(ROWS), results.best_rate(options.seeds[0], options.rates)))
 
 
 if __name__ == "__main__":

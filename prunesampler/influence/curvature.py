@@ -20,7 +20,7 @@ from prunesampler.influence.factorised import (
     IdentityFactorised,
     KroneckerFactorised,
 )
-from prunesampler.influence.hessians import DenseHessian
+from prunesampler.influence.hessians import DenseHessian, OutputHessian
 from prunesampler.influence.matrix_free import MatrixFree
 from prunesampler.influence.sequences import Measured, check_rank_one
 
@@ -266,6 +266,13 @@ def _damp_and_factorise(matrix: Tensor, damping: float) -> tuple[Tensor, bool]:
     return cholesky, bool(failed)
 
 
+def _bent(hessian: OutputHessian) -> bool:
+    """Whether any sample has curvature; no matrix of all outputs is made where the diagonal tells."""
+    if isinstance(hessian, DenseHessian):
+        return bool(hessian.values.any())
+    return bool(hessian.diagonal().any())
+
+
 def check_curved(measurements: Measured, damping: float | None) -> None:
     """Check that there is curvature, or a damping in its place.
 
@@ -283,7 +290,7 @@ def check_curved(measurements: Measured, damping: float | None) -> None:
     """
     if damping:
         return
-    if not any(chunk.hessian.total().any() for chunk in measurements.tokens.chunks()):
+    if not any(_bent(chunk.hessian) for chunk in measurements.tokens.chunks()):
         raise ValueError(
             f"the curvature of all {len(measurements)} samples measured is zero: the loss has no "
             "curvature in the layer's output (as L1, or Huber's loss far from its target, or a "

@@ -136,6 +136,7 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
         self._join(trainer, late=True)
         trainer.reload_dataloaders_every_n_epochs = self._every
         self.sampler.set_epoch(trainer.current_epoch)
+        self.record(loaders_in(trainer.train_dataloader), pl_module)  # it may have been made again
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Select if that is due, and then let Lightning make the training loader again."""

@@ -45,7 +45,8 @@ class HandedOut:
     """
 
     def __init__(self, sampler: InfluencePrunedSampler, loader: Any = None) -> None:
-        self._sampler, self._loader = sampler, None
+        self._sampler = sampler
+        self._loader: Any = None
         self._pass: EpochIterator | None = None
         self._indices: list[int] = []
         self._batches: deque[list[int]] | None = None  # made when the first of them is met
@@ -77,7 +78,11 @@ class HandedOut:
     def _make(self) -> deque[list[int]]:
         """The batches of the pass, and where each sample comes in it first."""
         assert self._pass is not None
-        self._places = {index: k for k, index in reversed(list(enumerate(self._indices)))}
+        # The later places first, so that the first of an index stays; no pairs are made that wake the collector.
+        self._places = dict(
+            zip(reversed(self._indices), range(len(self._indices))[::-1], strict=True)
+        )
+        _check_current(self._loader, self._pass.state_dict()["epoch"], len(self._indices))
         try:
             batches = deque(batches_of(self._loader, self._indices))
         except Exception as error:  # of a sampler that was made for another number of samples
@@ -203,6 +208,21 @@ def batches_of(loader: Any, indices: list[int]) -> list[list[int]]:
         setattr(twin, name, replayed)
         replayed = twin
     return [list(batch) for batch in replayed]
+
+
+def _check_current(loader: Any, epoch: int, size: int) -> None:
+    """Check that a loader is made for a pass: the samplers that Lightning makes know its epoch and size.
+
+    Raises:
+        Misaligned: If it is not.
+    """
+    for link, _ in _chain(loader.batch_sampler)[:-1]:
+        other, total = getattr(link, "epoch", epoch), getattr(link, "total_size", size)
+        if other != epoch or abs(total - size) >= getattr(link, "num_replicas", 1):
+            raise Misaligned(
+                f"the loader that is known is of epoch {other} with {total} samples, and epoch {epoch} with "
+                f"{size} began: it was made again, and not attached"
+            )
 
 
 def _first_link(loader: Any) -> Any:

@@ -14,8 +14,8 @@ FLOOR = (-0.1, 0.5)
 """Share of an even target that every class may have: none up to rounding, or a label smoothing's."""
 SUMMED = 1e-5
 """Relative error of the means that are formed here, in single precision."""
-ROWS, NUMBERS = 64, 2**14
-"""Of more rows, and more numbers, every k-th row is looked at, so that a large vocabulary costs nothing."""
+ROWS, NUMBERS = 16, 2**12
+"""Of more rows, and more numbers, only some are looked at, so that many classes or tokens cost little."""
 PULLED = 1e-6
 """Share of the largest gradient below which an output counts as not pulled at."""
 
@@ -71,8 +71,14 @@ def scale_of(outputs: Tensor, gradients: Tensor) -> Scale:
     """
     classes = outputs.shape[-1]
     p, g = outputs.detach().reshape(-1, classes), gradients.reshape(-1, classes)
-    step = max(1, len(p) // max(ROWS, NUMBERS // classes))
-    p, g = p[::step].float().softmax(-1), g[::step].float()
+    rows = max(ROWS, NUMBERS // classes)
+    if (
+        len(p) > rows
+    ):  # those of the largest gradients, since tokens may be ignored, and of all others some
+        some = torch.arange(0, len(p), -(-2 * len(p) // rows), device=p.device)
+        some = torch.cat([g.norm(dim=1).topk(rows // 2).indices, some])
+        p, g = p[some], g[some]
+    p, g = p.float().softmax(-1), g.float()
     down = (g > PULLED * g.abs().amax()) & (
         p < 0.5
     )  # the label's own, too, may pass a smooth target

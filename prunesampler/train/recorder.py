@@ -22,6 +22,7 @@ from prunesampler.sampling.epoch_iterator import EpochIterator
 from prunesampler.sampling.handed_out import HandedOut, Misaligned
 from prunesampler.sampling.sampler import InfluencePrunedSampler
 from prunesampler.train.errors import Units
+from prunesampler.train.hooks import Hook, Repetitions
 from prunesampler.train.trajectory import Trajectory, joined, merged
 
 
@@ -33,6 +34,9 @@ class TrajectoryRecorder:
     any form and precision, the factor by which the loss was divided or scaled is found from the
     gradients themselves, and errors are in units of the loss; with other losses they are shares of the mean of
     their batch.
+
+    A layer that is compiled is not seen: compile the rest of the model. After resuming within an epoch, its rest
+    is not recorded.
 
     Recording never stops a run: where batches are not what the sampler gave out, a warning tells why, and
     recording ends; the epochs before stay.
@@ -75,7 +79,7 @@ class TrajectoryRecorder:
         self.num_samples, self.path = sampler.num_samples, None if path is None else Path(path)
         self._head, self._handed = head, HandedOut(sampler)
         self._model: nn.Module | None = None
-        self._layer: str | None = None
+        self._layer: str | None = None  # known after the first backward pass
         self._handles: dict[str, RemovableHandle] = {}
         self.reset()
         if (loader is None) != (model is None):
@@ -113,8 +117,8 @@ class TrajectoryRecorder:
         self._layer = None
         self._early: dict[str, list[int]] = {}  # sizes of the batches that each may have been given
         self._steps: EpochIterator | None = None  # the pass of these batches
-        self._samples_of: list[list[int] | None] = []  # the samples of these batches
-        self._hidden = 0  # passes of which no gradient comes, as checkpointing makes them
+        self._samples_of: list[list[int]] = []  # the samples of these batches
+        self._repetitions = Repetitions()
         self._pulled_at: list[int] | None = None  # the batch whose gradient came last
         head = self._head
         for name, module in model.named_modules():
@@ -122,61 +126,56 @@ class TrajectoryRecorder:
                 isinstance(module, (nn.Linear, *CONVOLUTIONS)) and weight_matrix(module) is not None
             )
             if (name == head or module is head) if head is not None else linear:
-                self._handles[name] = module.register_forward_hook(partial(self._ran, name))
+                self._handles[name] = module.register_forward_hook(Hook(self._ran, name))
         if not self._handles:
-            raise ValueError(
-                f"the model has no linear layer to record (head={head!r}); its layers are "
-                f"{[name for name, _ in model.named_modules() if name]}"
-            )
+            names = [name for name, _ in model.named_modules() if name]
+            raise ValueError(f"the model has no linear layer to record ({head=}); it has {names}")
         if head is not None:
             self._layer = next(iter(self._handles))
 
-    def _ran(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+    def _ran(self, name: str, module: nn.Module, output: Any) -> None:
         """The layer ran; if it trains, its gradient will follow."""
-        steps = self._handed.steps
-        off = self._reason or self._partial or steps is None
-        if off or torch.compiler.is_compiling() or not module.training:
+        off = self._reason or self._partial or torch.compiler.is_compiling()
+        if (
+            off
+            or self._handed.steps is None
+            or not module.training
+            or self._repetitions.has(output)
+        ):
             return
-        if not isinstance(output, Tensor) or self._is_a_repetition(output):
-            return
+        try:
+            self._expect(name, output)
+        except Exception as error:  # recording must never stop a run
+            self._stop(str(error) if isinstance(error, Misaligned) else f"{error!r}")
+
+    def _expect(self, name: str, output: Tensor) -> None:
+        """Note which samples the gradient is of that will come to this output."""
         if self._layer is not None:
-            samples = self._samples(len(output))
-            if samples is not None:
-                output.register_hook(partial(self._pulled, samples, output.detach()))  # type: ignore[no-untyped-call]
+            samples = self._handed.next(len(output))
+            output.register_hook(partial(self._pulled, samples, output.detach()))  # type: ignore[no-untyped-call]
             return
-        # Which of them is last is seen in the backward pass.
-        if steps is not self._steps:  # in the pass before nothing was trained
-            self._steps, self._early = steps, {}
+        # Which of the layers is last is seen in the backward pass.
+        if self._handed.steps is not self._steps:  # in the pass before nothing was trained
+            self._steps, self._early = self._handed.steps, {}
         turns = self._early.setdefault(name, [])
         output.register_hook(partial(self._first, name, len(turns), output.detach()))  # type: ignore[no-untyped-call]
         turns.append(len(output))
 
-    def _is_a_repetition(self, output: Tensor) -> bool:
-        """Whether no gradient comes to this output, or a checkpoint computes it again in the backward pass.
-
-        The older kind of checkpoint runs first without gradients, so that it is the second run that counts.
-        """
-        if not output.requires_grad:
-            self._hidden += 1
-            return True
-        if torch._C._current_graph_task_id() == -1:
-            self._hidden = 0
-            return False
-        self._hidden -= 1
-        return self._hidden < 0
-
     def _first(self, name: str, turn: int, output: Tensor, gradient: Tensor) -> None:
         """One of the first gradients of the run arrives; the first of all is that of the last layer."""
-        if self._layer is None:
+        if self._layer is None and self._reason is None:
             self._layer = name
             for other in set(self._handles) - {name}:
                 self._handles.pop(other).remove()
-            self._samples_of = [self._samples(size) for size in self._early[name]]
-        if name == self._layer and (samples := self._samples_of[turn]) is not None:
-            self._pulled(samples, output, gradient)
+            try:
+                self._samples_of = [self._handed.next(size) for size in self._early[name]]
+            except Misaligned as error:
+                self._stop(str(error))
+        if name == self._layer and turn < len(self._samples_of):
+            self._pulled(self._samples_of[turn], output, gradient)
 
     def _pulled(self, samples: list[int], output: Tensor, gradient: Tensor) -> None:
-        """Note the errors of a batch, whatever happens."""
+        """The gradient of a batch arrives."""
         if self._reason is not None:
             return
         if samples is self._pulled_at:
@@ -186,7 +185,7 @@ class TrajectoryRecorder:
         try:
             self._note(samples, output, gradient)
         except Exception as error:  # recording must never stop a run
-            self._stop(f"{type(error).__name__}: {error}")
+            self._stop(f"{error!r}")
 
     def _note(self, samples: list[int], output: Tensor, gradient: Tensor) -> None:
         """Write the errors of a batch."""
@@ -196,14 +195,6 @@ class TrajectoryRecorder:
         if self._row is None:
             self._row = torch.full((self.num_samples,), math.nan, device=errors.device)
         self._row[torch.tensor(samples).to(errors.device, non_blocking=True)] = errors
-
-    def _samples(self, size: int) -> list[int] | None:
-        """Samples of the batch that the layer is given, or None if that cannot be known any more."""
-        try:
-            return self._handed.next(size)
-        except Misaligned as error:
-            self._stop(str(error))
-            return None
 
     def _stop(self, reason: str) -> None:
         """End the recording, without ending the run."""
@@ -267,7 +258,7 @@ class TrajectoryRecorder:
     @property
     def last_headroom(self) -> float | None:
         """Headroom of the last epoch, or None if nothing was recorded of it."""
-        share = headroom(self._rows[-1]) if self._rows else math.nan
+        share = headroom(self._rows[-1]) if self._rows and not self._over else math.nan
         return None if math.isnan(share) else share
 
     def state_dict(self) -> dict[str, Any]:

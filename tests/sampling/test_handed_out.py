@@ -84,21 +84,28 @@ def test_lightning_shares_out_samples(rank, drop_last):
     )
     loader = DataLoader(range(40), 4, sampler=wrapper)
     handed = HandedOut(sampler, loader)
-    for _ in range(2):
+    for epoch in range(2):
+        wrapper.set_epoch(epoch)  # as Lightning does
         wanted = expected(loader, sampler)
         assert [handed.next(len(batch)) for batch in loader] == wanted
 
 
-def test_a_wrapper_of_lightning_that_is_outdated():
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(
+    ("kept", "epoch", "message"),
+    [(9, 0, "with 40 samples, and epoch 0 with 9 began"), (40, 1, "of epoch 0 .* and epoch 1")],
+)
+def test_a_wrapper_of_lightning_that_is_outdated(drop_last, kept, epoch, message):
     sampler = sampler_of(40)
-    options = {"num_replicas": 2, "rank": 1, "shuffle": False, "drop_last": True}
+    options = {"num_replicas": 2, "rank": 1, "drop_last": drop_last}
     handed = HandedOut(
         sampler, DataLoader(range(40), 4, sampler=DistributedSamplerWrapper(sampler, **options))
     )
-    sampler.restrict(range(9))  # Lightning then makes the loader again, of which nobody told
+    sampler.restrict(range(kept))  # Lightning then makes the loader again, of which nobody told
     again = DistributedSamplerWrapper(sampler, **options)
+    again.set_epoch(epoch)
     for batch in DataLoader(range(40), 4, sampler=again):
-        with pytest.raises(Misaligned, match="cannot be replayed"):
+        with pytest.raises(Misaligned, match=message):
             handed.next(len(batch))
 
 

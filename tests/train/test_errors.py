@@ -84,6 +84,23 @@ def test_two_classes_and_tokens():
     assert float(scale.factor) == pytest.approx(1 / 24, rel=1e-3)
 
 
+def test_many_tokens_of_a_large_vocabulary_most_of_which_are_ignored():
+    torch.manual_seed(0)
+    tokens = torch.randn(8, 100, 5000, requires_grad=True)
+    targets = torch.full((8, 100), -100)
+    targets[:, 97:] = torch.randint(0, 5000, (8, 3))
+    scale = scaled(tokens, F.cross_entropy(tokens.flatten(0, 1), targets.flatten()))
+    assert bool(scale.tells)
+    assert bool(scale.fits)
+    assert float(scale.factor) == pytest.approx(1 / 24, rel=1e-3)
+
+
+def test_weights_of_classes_in_a_large_batch():
+    outputs, labels = outputs_of(20_000)
+    loss = F.cross_entropy(outputs, labels, weight=torch.logspace(-1, 1, 10))
+    assert not bool(scaled(outputs, loss).fits)
+
+
 @settings(max_examples=40)
 @given(
     st.integers(1, 40), st.integers(2, 50), st.floats(0.2, 8), st.integers(0, 99),

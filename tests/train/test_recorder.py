@@ -1,6 +1,7 @@
 """The trajectory equals what a run finds that knows its indices; what it cannot know it says once."""
 
 import warnings
+from copy import deepcopy
 from itertools import islice
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from recording import Loop, Truth, close, distances, indexed, network
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -219,18 +221,24 @@ class Checkpointed(nn.Module):
         self.where, self.reentrant = where, reentrant
 
     def forward(self, x):
+        if self.where == "whole":  # and what comes after the head
+            whole = nn.Sequential(self.body, self.head, nn.LogSoftmax(1))
+            return checkpoint(whole, x, use_reentrant=self.reentrant)
         if self.where == "body":
             return self.head(checkpoint(self.body, x, use_reentrant=self.reentrant))
         return checkpoint(self.head, self.body(x), use_reentrant=self.reentrant)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("where", ["body", "head"])
+@pytest.mark.parametrize("where", ["body", "head", "whole"])
 @pytest.mark.parametrize("head", [None, "head"])
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_gradient_checkpointing(where, reentrant, head):
     torch.manual_seed(0)
-    loop = run(Loop(Checkpointed(where, reentrant), head=head))
+    loop = Loop(Checkpointed(where, reentrant), head=head)
+    if where == "whole" and reentrant:  # which needs an input with a gradient
+        loop.data.tensors[0].requires_grad_()
+    run(loop)
     assert loop.recorder.trajectory.layer == "head"
     assert loop.is_right()
 
@@ -407,7 +415,47 @@ def test_an_error_in_the_recorder_does_not_stop_the_run(monkeypatch):
         raise MemoryError("no room")
 
     monkeypatch.setattr("prunesampler.train.errors.scale_of", fails)
-    ended(Loop(), "MemoryError: no room")
+    ended(Loop(), "MemoryError..no room")
+
+
+class PerSample(Loop):
+    """Gradients of each sample by torch.func, whose tensors take no hooks of ours as others do."""
+
+    def step(self, x, y, index):
+        weights = dict(self.model.named_parameters())
+
+        def loss(weights, one, target):
+            outputs = torch.func.functional_call(self.model, weights, one[None])
+            return F.cross_entropy(outputs, target[None])
+
+        each = torch.func.vmap(torch.func.grad(loss), (None, 0, 0), randomness="different")
+        each(weights, x, y)
+        return self.model[0].weight.square().sum()
+
+
+@pytest.mark.parametrize("head", [None, "3"])
+def test_gradients_of_functions_do_not_break(head):
+    with pytest.warns(UserWarning, match="recording of the trajectory ended after 0 epochs"):
+        run(PerSample(head=head), 2)
+
+
+def test_copies_of_the_model_are_not_recorded(tmp_path):
+    """As averages of weights have it, and files that hold whole models."""
+    loop = Loop()
+    loop.epoch()
+    copies = [deepcopy(loop.model), AveragedModel(loop.model)]
+    torch.save(loop.model, tmp_path / "model.pt")
+    copies.append(torch.load(tmp_path / "model.pt", weights_only=False))
+    step = loop.step
+
+    def with_copies(x, y, index):
+        for copy in copies:
+            F.cross_entropy(copy(x), y).backward()
+        return step(x, y, index)
+
+    loop.step = with_copies
+    assert run(loop, 2).is_right()
+    assert loop.model[3]._forward_hooks
 
 
 def test_a_second_run_begins_anew_even_after_a_recording_that_ended():
@@ -534,13 +582,24 @@ def test_a_recorder_that_joins_late():
     assert loop.found[:4].isnan().all()
 
 
+def test_the_headroom_of_the_last_epoch():
+    loop = Loop()
+    assert loop.recorder.last_headroom is None
+    run(loop, 2)
+    assert loop.recorder.last_headroom == loop.recorder.trajectory.headrooms()[-1]
+    loop.step = lambda x, y, index: F.cross_entropy(loop.model(x) + loop.model(x), y)
+    with pytest.warns(UserWarning, match="ended after 2"):
+        run(loop, 1)
+    assert loop.recorder.last_headroom is None
+
+
 def test_wrong_arguments():
     data = indexed()
     sampler = InfluencePrunedSampler(data)
     loader, model = DataLoader(data, 8, sampler=sampler), network()
     with pytest.raises(ValueError, match="draws from a RandomSampler"):
         TrajectoryRecorder(sampler, DataLoader(data, 8, shuffle=True), model)
-    with pytest.raises(ValueError, match=r"no linear layer to record \(head='body'\)"):
+    with pytest.raises(ValueError, match=r"no linear layer to record \(head='body'\); it has"):
         TrajectoryRecorder(sampler, loader, model, head="body")
     with pytest.raises(ValueError, match="no linear layer to record"):
         TrajectoryRecorder(sampler, loader, nn.ReLU())
