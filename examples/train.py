@@ -89,7 +89,7 @@ class Run:
         loader = DataLoader(images.train, options.batch_size, sampler=self.sampler)
         self.pruning = self._callback()
         if method not in ("influence", "redraw"):
-            self.sampler.called()  # they compare without the callback, which would be missed
+            self.sampler.listening.called()  # they compare without the callback, which would be missed
         steps = self.pruning.planned_steps(epochs=options.epochs, batch_size=options.batch_size)
         per_epoch = -(-len(images.train) // options.batch_size)
         self.epochs = round(steps / per_epoch) if method == "fewer" else options.epochs
