@@ -61,6 +61,7 @@ def test_trackers_receive_the_figures():
     events.Reload()
     names = {
         "kept", "shift", "newton_shift", "random_shift", "random_newton_shift", "seconds",
+        "headroom",
     }  # fmt: skip
     assert set(events.Tags()["scalars"]) == {f"pruning/{name}" for name in names}
     (kept,), (shift,) = events.Scalars("pruning/kept"), events.Scalars("pruning/shift")

@@ -24,10 +24,11 @@ class Hook:
     Example:
         >>> from copy import deepcopy
         >>> layer = nn.Linear(2, 1)
-        >>> handle = layer.register_forward_hook(Hook(lambda name, *_: print(name, "ran"), "head"))
-        >>> outputs = layer(torch.ones(2))
-        head ran
-        >>> outputs = deepcopy(layer)(torch.ones(2))
+        >>> seen = []
+        >>> handle = layer.register_forward_hook(Hook(lambda name, *_: seen.append(name), "head"))
+        >>> outputs = layer(torch.ones(2)), deepcopy(layer)(torch.ones(2))
+        >>> seen
+        ['head']
     """
 
     def __init__(self, ran: Callable[[str, nn.Module, Any], None], name: str) -> None:

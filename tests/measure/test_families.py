@@ -348,7 +348,7 @@ def choices(model, batch):
 
 
 GPT2 = {"n_embd": 32, "n_layer": 1, "n_head": 2}
-NOT_YET = "one loss per sequence is not supported yet; per token neither"
+PER_TOKEN = r"pass losses=TokenCrossEntropy\(\) for a cross-entropy at every token"
 TOKENS, NEXT = partial(texts, "token"), partial(texts, "next token")
 CHOICE = partial(texts, "choice")
 
@@ -380,7 +380,7 @@ REFUSED = [
     refused(two("aux_head", "head"), SMALL, timm, "volo_d1_224", img_size=32),
     refused(two("head.head.l", "head.head_dist.l"), SMALL, timm, "repvit_m0_9"),
     refused(
-        rf"layer 'classifier.1' is applied at 9 positions.*{NOT_YET}.*head=",
+        rf"layer 'classifier.1' is applied at 9 positions.*{PER_TOKEN}.*head=",
         partial(images, 64),
         with_positions_that_differ,
         torchvision,
@@ -393,15 +393,15 @@ REFUSED = [
         "lraspp_mobilenet_v3_large",
         error=TypeError,
     ),
-    refused(rf"\(2, 8, 3\): {NOT_YET}", TOKENS, transformers, "BertForTokenClassification"),
+    refused(rf"\(2, 8, 3\): {PER_TOKEN}", TOKENS, transformers, "BertForTokenClassification"),
     refused(
-        rf"layer 'classifier' .*{NOT_YET}.*head=",
+        rf"layer 'classifier' .*{PER_TOKEN}.*head=",
         TOKENS,
         transformers,
         "BertForTokenClassification",
         losses=per_token,
     ),
-    refused(rf"\(2, 8, 50\): {NOT_YET}", NEXT, transformers, "GPT2LMHeadModel", **GPT2),
+    refused(rf"\(2, 8, 50\): {PER_TOKEN}", NEXT, transformers, "GPT2LMHeadModel", **GPT2),
     refused(
         "layer 'lm_head' shares its weight with 'transformer.wte.weight'.*untie.*head=",
         NEXT,
@@ -411,7 +411,7 @@ REFUSED = [
         **GPT2,
     ),
     refused(
-        rf"layer 'lm_head' .*{NOT_YET}.*head=",
+        rf"layer 'lm_head' .*{PER_TOKEN}.*head=",
         NEXT,
         transformers,
         "GPT2LMHeadModel",
