@@ -21,7 +21,7 @@ from prunesampler.measure.isolation import unwrap
 from prunesampler.sampling.epoch_iterator import EpochIterator
 from prunesampler.sampling.handed_out import HandedOut, Misaligned
 from prunesampler.sampling.sampler import InfluencePrunedSampler
-from prunesampler.train.errors import Units
+from prunesampler.train.errors import Pool, Units
 from prunesampler.train.hooks import Hook, Repetitions
 from prunesampler.train.trajectory import Trajectory, joined, merged
 
@@ -102,7 +102,7 @@ class TrajectoryRecorder:
 
     def reset(self) -> None:
         """Begin a new run: what was recorded is forgotten, and why it ended."""
-        self._units = Units()
+        self._measure_in(Units())
         self._reason: str | None = None  # why this process ended its recording
         self._over = False  # whether all have
         self._partial = False  # whether the epoch that runs is the rest of one
@@ -183,15 +183,15 @@ class TrajectoryRecorder:
             return
         self._pulled_at = samples
         try:
-            self._note(samples, output, gradient)
+            self._pool.add(samples, output, gradient.detach())
         except Exception as error:  # recording must never stop a run
             self._stop(f"{error!r}")
 
-    def _note(self, samples: list[int], output: Tensor, gradient: Tensor) -> None:
-        """Write the errors of a batch."""
-        errors = self._units.errors(output, gradient)
-        if errors is None:
-            return
+    def _measure_in(self, units: Units) -> None:
+        self._units, self._pool = units, Pool(units, self._note)
+
+    def _note(self, samples: list[int], errors: Tensor) -> None:
+        """Write the errors of a batch, or of several."""
         if self._row is None:
             self._row = torch.full((self.num_samples,), math.nan, device=errors.device)
         self._row[torch.tensor(samples).to(errors.device, non_blocking=True)] = errors
@@ -199,6 +199,7 @@ class TrajectoryRecorder:
     def _stop(self, reason: str) -> None:
         """End the recording, without ending the run."""
         self._reason, self._row = reason, None
+        self._measure_in(self._units)  # what is held is let go
         self.remove()
 
     def remove(self) -> None:
@@ -217,8 +218,9 @@ class TrajectoryRecorder:
         """
         if self._over or (epoch is not None and epoch < len(self._rows)):
             return
-        group, row = current_group(), self._row
+        group = current_group()
         group.meet("recorder.on_epoch_end")
+        row = self._row_of_epoch()
         unseen = torch.full((self.num_samples,), math.nan)
         if row is None and self._reason is None and not self._partial:
             self._stop(
@@ -241,6 +243,15 @@ class TrajectoryRecorder:
         self._stop(reason)
         if group.rank == 0:
             warn(f"recording of the trajectory ended after {len(self._rows)} epochs: {reason}")
+
+    def _row_of_epoch(self) -> Tensor | None:
+        """Errors of the epoch that ended, or None if nothing was seen or the recording ended."""
+        if self._reason is None:
+            try:
+                self._pool.empty()
+            except Exception as error:  # recording must never stop a run
+                self._stop(f"{error!r}")
+        return self._row
 
     def _write(self, path: Path) -> None:
         """Write the file; a full disk does not stop the run."""
@@ -290,4 +301,5 @@ class TrajectoryRecorder:
             found = Trajectory.load(self.path)
         found.check(self.num_samples, 0)
         self._rows = list(found.errors[:epochs])
-        self._units, self._partial = Units(found.exact if self._rows else None), within
+        self._measure_in(Units(found.exact if self._rows else None))
+        self._partial = within

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunesampler.train.errors import Units, error_norms, scale_of
+from prunesampler.train.errors import BATCHES, Pool, Units, scales_of
 
 
 def outputs_of(size=64, classes=10, spread=1.0, seed=0, dtype=torch.float32):
@@ -19,7 +19,12 @@ def outputs_of(size=64, classes=10, spread=1.0, seed=0, dtype=torch.float32):
 
 def scaled(outputs, loss):
     loss.backward()
-    return scale_of(outputs.detach(), outputs.grad)
+    return scales_of(outputs.detach()[None], outputs.grad[None])
+
+
+def errors_of(units, outputs, gradients):
+    found = units.errors(outputs.detach()[None], gradients[None])
+    return None if found is None else found[0]
 
 
 MIX = torch.rand(64, 1, generator=torch.Generator().manual_seed(1))
@@ -68,7 +73,7 @@ def test_outputs_that_are_all_alike_do_not_tell(dtype):
     outputs, labels = outputs_of(spread=0.0, dtype=dtype)
     scale = scaled(outputs, F.cross_entropy(outputs.float(), labels))
     assert not bool(scale.tells)
-    assert Units().errors(outputs, outputs.grad) is None
+    assert errors_of(Units(), outputs, outputs.grad) is None
 
 
 def test_two_classes_and_tokens():
@@ -119,9 +124,9 @@ def test_a_network_that_is_nearly_certain():
     with torch.no_grad():
         outputs.copy_(outputs + 12 * F.one_hot(labels, 10))
     units = Units()
-    assert units.errors(*trained(outputs_of())) is not None
+    assert errors_of(units, *trained(outputs_of())) is not None
     F.cross_entropy(outputs, labels).backward()
-    found = units.errors(outputs.detach(), outputs.grad)
+    found = errors_of(units, outputs.detach(), outputs.grad)
     truth = (outputs.double().softmax(1) - F.one_hot(labels, 10)).norm(dim=1).float()
     assert torch.allclose(found, truth, rtol=0.02, atol=1e-7)
 
@@ -150,9 +155,9 @@ def test_other_losses_are_not_taken_for_one(name):
     outputs, labels = outputs_of(spread=2.0)
     assert not bool(scaled(outputs, OTHERS[name](outputs, labels)).fits)
     units = Units()
-    found = units.errors(outputs.detach(), outputs.grad)
+    found = errors_of(units, outputs.detach(), outputs.grad)
     assert units.exact is False
-    norms = error_norms(outputs.grad)
+    norms = outputs.grad.norm(dim=1)
     assert torch.allclose(found, norms / norms.mean())
 
 
@@ -167,7 +172,7 @@ def test_one_output_and_maps_are_no_softmax():
         outputs = torch.randn(shape, requires_grad=True)
         F.softplus(outputs).mean().backward()
         units = Units()
-        assert units.errors(outputs.detach(), outputs.grad).mean() == pytest.approx(1, rel=1e-5)
+        assert errors_of(units, outputs.detach(), outputs.grad).mean() == pytest.approx(1, rel=1e-5)
         assert units.exact is False
 
 
@@ -175,8 +180,8 @@ def test_a_factor_that_changes_from_batch_to_batch():
     units = Units()
     for k in range(5):
         outputs, labels = outputs_of(64 - 9 * k, seed=k)
-        found = units.errors(
-            *trained((outputs, labels), lambda z, y, k=k: F.cross_entropy(z, y) * 10.0**k)
+        found = errors_of(
+            units, *trained((outputs, labels), lambda z, y, k=k: F.cross_entropy(z, y) * 10.0**k)
         )
         truth = (outputs.softmax(1) - F.one_hot(labels, 10)).norm(dim=1)
         assert torch.allclose(found, truth, rtol=1e-3)
@@ -187,12 +192,57 @@ def test_of_an_overflow_nothing_is_known(exact):
     units = Units(exact)
     outputs, gradients = trained(outputs_of())
     gradients[3, 2] = math.inf
-    found = units.errors(outputs, gradients)
+    found = errors_of(units, outputs, gradients)
     assert found is None if exact is None else found.isnan().all()
     assert units.exact is exact
-    good = units.errors(*trained(outputs_of(seed=2)))
+    good = errors_of(units, *trained(outputs_of(seed=2)))
     assert good.isfinite().all()
 
 
 def test_no_gradient_at_all():
-    assert Units(False).errors(torch.randn(4, 3), torch.zeros(4, 3)).tolist() == [0.0] * 4
+    assert errors_of(Units(False), torch.randn(4, 3), torch.zeros(4, 3)).tolist() == [0.0] * 4
+
+
+def batches(count, sizes, seed=0):
+    """Batches of a training whose loss scaler overflows once and changes its factor."""
+    found = []
+    for k in range(count):
+        factor = 64.0 if k < count // 2 else 256.0
+        outputs, gradients = trained(
+            outputs_of(sizes[k % len(sizes)], seed=seed + k),
+            lambda z, y, f=factor: f * F.cross_entropy(z, y),
+        )
+        if k == count // 2:
+            gradients[0, 0] = math.inf
+        found.append((outputs, gradients))
+    return found
+
+
+@pytest.mark.parametrize("sizes", [(64,), (64, 64, 64, 7), (500,), (5, 6)])
+@pytest.mark.parametrize("exact", [None, True, False])
+def test_batches_looked_at_together_give_what_each_one_gives(sizes, exact):
+    trained_on, found = batches(3 * BATCHES + 2, sizes), {}
+    pool = Pool(
+        Units(exact), lambda samples, errors: found.update(zip(samples, errors, strict=True))
+    )
+    units, truth = Units(exact), []
+    for turn, (outputs, gradients) in enumerate(trained_on):
+        truth += errors_of(units, outputs, gradients).tolist()
+        held, pulls = outputs.clone(), gradients.clone()
+        pool.add([1000 * turn + i for i in range(len(held))], held, pulls)
+        if turn:  # the first one's are needed at once
+            held.zero_(), pulls.zero_()  # memory that is used again
+    pool.empty()
+    assert list(found) == sorted(found)
+    assert torch.allclose(
+        torch.stack([*found.values()]), torch.tensor(truth), rtol=1e-5, equal_nan=True
+    )
+    assert torch.tensor(truth).isnan().any()
+
+
+def test_large_batches_are_not_held():
+    seen = []
+    pool = Pool(Units(True), lambda samples, errors: seen.append(samples))
+    for k in range(2):
+        pool.add([k, k + 9], torch.zeros(2, 200_000, 2), torch.zeros(2, 200_000, 2))
+        assert len(seen) == k + 1

@@ -414,7 +414,7 @@ def test_an_error_in_the_recorder_does_not_stop_the_run(monkeypatch):
     def fails(*args):
         raise MemoryError("no room")
 
-    monkeypatch.setattr("prunesampler.train.errors.scale_of", fails)
+    monkeypatch.setattr("prunesampler.train.errors.scales_of", fails)
     ended(Loop(), "MemoryError..no room")
 
 
