@@ -1,8 +1,8 @@
 """One fast trainer of small images on one processor core: what is compared is which samples it sees.
 
-A convolutional network with a frozen, whitened stem, a triangular schedule, label smoothing,
-flips that alternate, and all images in memory. Batches come from an `InfluencePrunedSampler`, errors are
-recorded in the training passes, and a `TrajectoryPruner` chooses the samples of each epoch.
+A triangular schedule, label smoothing, flips that alternate, all images in memory, and the network of
+`fast_network`. Batches come from an `InfluencePrunedSampler`, errors are recorded in the training passes, and
+a `TrajectoryPruner`, or a rival, chooses the samples of each epoch.
 """
 
 from __future__ import annotations
@@ -13,22 +13,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import Images
+from fast_network import Views, channels, network, optimiser
 
-from prunesampler import Budget, InfluencePrunedSampler
+from prunesampler import Budget, ExactCurvature, InfluencePrunedSampler, InfluencePruner, Price
+from prunesampler.base.indices import complement
 from prunesampler.train.hardest import TrajectoryPruner
 from prunesampler.train.recorder import TrajectoryRecorder
 from prunesampler.train.trajectory import Trajectory
 
-WARM_UP, MOMENTUM, WEIGHT_DECAY, SMOOTHING = 0.2, 0.9, 1e-3, 0.2
+WEIGHT_DECAY, SMOOTHING = 1e-3, 0.2
+OWN = ("own", "infobatch", "balanced")
+Choice = tuple[Tensor, Tensor | None]
+"""Indices to keep, and the weight of every sample's loss."""
 
 
 @dataclass(frozen=True)
@@ -38,23 +42,22 @@ class Plan:
     Args:
         epochs: Number of epochs on all data whose steps the run takes.
         lr: Peak of the learning rate.
-        width: Of the network, 1 is 64, 128 and 256 channels.
-        stem: Leading directions of the patches that the first layer has, each in either sign. A narrow
-            network spends most of its time there.
-        by: Whose errors choose: "all" leaves out nothing, "random" draws, "proxy" and "own" keep the
-            hardest by a recorded run and by this one.
+        width: Of the network, 1 is 64, 256 and 256 channels.
+        by: What chooses. "all" leaves out nothing and "random" draws; "proxy" and "own" keep the
+            hardest by a recorded run and by this one; "infobatch" drops at random among those of small error
+            and gives the rest of those more weight; "balanced" keeps a set that pulls at the head as all
+            do, with the errors as a price.
         keep: Share of the samples that an epoch has.
         mix: Share of the kept that is drawn at random.
         first: Number of epochs on all data at the beginning.
         last: Number of epochs on all data at the end.
-        half: Whether layers compute in bfloat16. Where the processor has no tiles for it (AMX), that is
-            slower: an epoch took 27 seconds for 18.
+        alternate: Whether each image is mirrored at every second visit, or by chance.
+        half: Whether layers compute in bfloat16: twice as fast with AVX-512 bf16, slower without it.
     """
 
     epochs: int
     lr: float
     width: float = 1.0
-    stem: int = 24
     seed: int = 0
     by: str = "all"
     keep: float = 1.0
@@ -62,6 +65,7 @@ class Plan:
     first: int = 0
     last: int = 0
     batch_size: int = 500
+    alternate: bool = True
     half: bool = False
 
     def epochs_of(self, size: int) -> list[tuple[bool, int]]:
@@ -69,7 +73,7 @@ class Plan:
         whole = size // self.batch_size
         if self.by == "all":
             return [(False, whole)] * self.epochs
-        first = max(self.first, self.by == "own")  # nothing is recorded before the first epoch
+        first = max(self.first, self.by in OWN)  # nothing is recorded before the first epoch
         left = (self.epochs - first - self.last) * whole
         part = self.kept(size) // self.batch_size
         chosen = [part] * (left // part) + ([left % part] if left % part else [])
@@ -97,150 +101,87 @@ class Run:
     trajectory: Trajectory
 
 
-def network(images: Images, width: float, stem: int) -> nn.Sequential:
-    """Seven layers: a whitened stem of stride two, three pairs of convolutions, a linear layer."""
-    patches = whitening(images.train.tensors[0], stem)
-    layers: list[nn.Module] = [Normalise(images.train.tensors[0]), patches, nn.ReLU()]
-    before = patches.out_channels
-    for count in channels(width):
-        layers += [
-            convolution(before, count), nn.MaxPool2d(2, ceil_mode=True), nn.BatchNorm2d(count),
-            nn.ReLU(inplace=True),
-            convolution(count, count), nn.BatchNorm2d(count), nn.ReLU(inplace=True),
-        ]  # fmt: skip
-        before = count
-    layers += [nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(before, images.classes)]
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+def chooser(
+    plan: Plan,
+    images: Images,
+    model: nn.Module,
+    source: Trajectory | TrajectoryRecorder,
+    losses: Tensor,
+) -> Callable[[int], Choice]:
+    """What an epoch keeps; the losses are those that each sample had when it was last seen."""
+    size = len(images.train)
+    budget, draw = Budget(count=size - plan.kept(size)), torch.Generator().manual_seed(plan.seed)
 
+    def redrawn(epoch: int) -> Choice:
+        return torch.randperm(size, generator=draw)[: plan.kept(size)], None
 
-def convolution(before: int, after: int) -> nn.Conv2d:
-    """It begins as the identity where it can, so that short runs need not learn that."""
-    made = nn.Conv2d(before, after, 3, padding=1, bias=False)
-    with torch.no_grad():
-        nn.init.dirac_(made.weight[: min(before, after)])
-    return made
+    def infobatch(epoch: int) -> Choice:
+        """Source: Qin et al., ICLR 2024; but as many go as the others leave out."""
+        easy = (losses < losses.mean()).nonzero()[:, 0]
+        gone = easy[torch.randperm(len(easy), generator=draw)[: budget.count]]
+        weights = torch.ones(size)
+        weights[easy] = len(easy) / (len(easy) - len(gone))
+        return complement(gone.sort().values, size), weights
 
+    def balanced(epoch: int) -> Choice:
+        assert isinstance(source, TrajectoryRecorder)
+        errors = source.trajectory.last_seen()
+        price = Price(errors.nan_to_num(float(errors[~errors.isnan()].max())))
+        pruner = InfluencePruner(
+            images.train, budget=budget, objective=price, batch_size=1000, progress=False, seed=epoch,
+            curvature=ExactCurvature(damping=WEIGHT_DECAY),
+        )  # fmt: skip
+        return pruner.choose(epoch, model).kept, None
 
-class Normalise(nn.Module):
-    """From bytes to numbers of mean 0 and variance 1."""
-
-    def __init__(self, images: Tensor) -> None:
-        super().__init__()
-        values = images[:5000].float()
-        self.mean, self.deviation = float(values.mean()), float(values.std())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x.float() - self.mean) / self.deviation
-
-
-def whitening(images: Tensor, stem: int) -> nn.Conv2d:
-    """A frozen layer whose outputs are uncorrelated on patches of four by four pixels."""
-    values = Normalise(images)(images[:5000])
-    patches = F.unfold(values, 4, stride=3).transpose(1, 2).reshape(-1, 16 * values.shape[1])
-    variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
-    count = min(stem, len(variances))
-    rows = (directions / (variances + 1e-2).sqrt()).T.flip(0)[:count]
-    made = nn.Conv2d(values.shape[1], 2 * count, 4, stride=2, padding=1, bias=False)
-    made.weight = nn.Parameter(
-        torch.cat([rows, -rows]).view(made.weight.shape), requires_grad=False
-    )
-    return made
-
-
-class Views:
-    """Moves images by chance, and mirrors each one at every second visit.
-
-    Visits are counted, not epochs: a sample that sits out every second epoch would else be seen in one
-    of its two views only.
-    """
-
-    def __init__(self, images: Images) -> None:
-        x, self.y = images.train.tensors
-        # Channels last, as the convolutions want them, and so that a pixel is one place in memory.
-        self.x = x.permute(0, 2, 3, 1).contiguous()
-        self._mirrored = images.mirrored
-        self._padding = (images.padding + 1) // 2
-        self._visits = torch.randint(2, (len(x),), dtype=torch.uint8)
-        self._rows = self._reflected(x.shape[2])
-        self._columns = self._reflected(x.shape[3])
-
-    def _reflected(self, size: int) -> Tensor:
-        """Positions of the pixels of a row with its edges mirrored outward."""
-        places = torch.arange(-self._padding, size + self._padding).abs()
-        return torch.where(places < size, places, 2 * (size - 1) - places)
-
-    def of(self, picked: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and classes of a batch."""
-        height, width = self.x.shape[1:3]
-        rows, columns = torch.randint(2 * self._padding + 1, (2, len(picked), 1))
-        rows = self._rows[rows + torch.arange(height)]
-        columns = self._columns[columns + torch.arange(width)]
-        if self._mirrored:
-            flip = self._visits[picked] % 2 == 1
-            self._visits[picked] += 1
-            columns = torch.where(flip[:, None], columns.flip(1), columns)
-        x = self.x[picked[:, None, None], rows[:, :, None], columns[:, None]]
-        return x.permute(0, 3, 1, 2), self.y[picked]
-
-
-def chooser(plan: Plan, size: int, source: Trajectory | TrajectoryRecorder) -> Callable[[int], Any]:
-    """What an epoch keeps."""
-    if plan.by == "random":
-        draw = torch.Generator().manual_seed(plan.seed)
-        return lambda epoch: torch.randperm(size, generator=draw)[: plan.kept(size)]
-    pruner = TrajectoryPruner(
-        source, budget=Budget(count=size - plan.kept(size)), epochs=len(plan.epochs_of(size)),
-        mix=plan.mix, seed=plan.seed,
-    )  # fmt: skip
-    return lambda epoch: pruner.choose(epoch, nn.Identity())
+    if plan.by in ("proxy", "own"):
+        epochs = len(plan.epochs_of(size))
+        pruner = TrajectoryPruner(
+            source, budget=budget, epochs=epochs, mix=plan.mix, seed=plan.seed
+        )
+        return lambda epoch: (pruner.choose(epoch, model).kept, None)
+    return {"random": redrawn, "infobatch": infobatch, "balanced": balanced}[plan.by]
 
 
 def train(images: Images, plan: Plan, recorded: Trajectory | None = None) -> Run:
     """Train by a plan; the accuracy on the test images is taken outside of the clock."""
     began = time.process_time()
     torch.manual_seed(plan.seed)
-    views, size, model = Views(images), len(images.train), network(images, plan.width, plan.stem)
+    views, model = Views(images, plan.alternate), network(images, plan.width)
+    size, weights = len(images.train), None
+    seen = torch.full((size,), 3.0)  # what was not seen yet counts as hard
     sampler = InfluencePrunedSampler(range(size), seed=plan.seed)
     loader = DataLoader(range(size), plan.batch_size, sampler=sampler, drop_last=True)  # type: ignore[arg-type]
     recorder = TrajectoryRecorder(sampler, loader, model)
     epochs = plan.epochs_of(size)
-    choose = chooser(plan, size, recorded or recorder) if plan.by != "all" else None
-    optimizer, schedule = optimiser(model, plan.lr, sum(steps for _, steps in epochs))
+    choose = chooser(plan, images, model, recorded or recorder, seen) if plan.by != "all" else None
+    optimizer, schedule = optimiser(model, plan.lr, sum(steps for _, steps in epochs), WEIGHT_DECAY)
     choosing = 0.0
     for epoch, (chooses, steps) in enumerate(epochs):
         started = time.process_time()
         if chooses and choose:
-            sampler.restrict(choose(epoch))
+            kept, weights = choose(epoch)
+            sampler.restrict(kept)
         else:
             sampler.reset()
+            weights = None
         sampler.set_epoch(epoch)
         choosing += time.process_time() - started
         for _, picked in zip(range(steps), loader, strict=False):
             x, y = views.of(picked)
-            loss = F.cross_entropy(logits(model, x, plan.half), y, label_smoothing=SMOOTHING)
+            outputs = logits(model, x, plan.half)
+            losses = F.cross_entropy(outputs, y, label_smoothing=SMOOTHING, reduction="none")
+            seen[picked] = losses.detach()
             optimizer.zero_grad()
-            loss.backward()
+            (losses if weights is None else losses * weights[picked]).mean().backward()
             optimizer.step()
             schedule.step()
         recorder.on_epoch_end()
     seconds = time.process_time() - began
     found = recorder.trajectory
     return Run(
-        accuracy(model, images.test, plan.half), seconds, choosing, sum(steps for _, steps in epochs),
+        accuracy(model, images, plan.half), seconds, choosing, sum(steps for _, steps in epochs),
         len(epochs), found.headrooms(), found,
     )  # fmt: skip
-
-
-def optimiser(model: nn.Module, lr: float, steps: int) -> tuple[torch.optim.SGD, Any]:
-    """SGD with a learning rate that rises over a fifth of the steps and falls to zero."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    made = torch.optim.SGD(trained, lr, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
-    rise = WARM_UP * steps
-
-    def factor(step: int) -> float:
-        return min((step + 1) / rise, (steps - step) / (steps - rise))
-
-    return made, torch.optim.lr_scheduler.LambdaLR(made, factor)
 
 
 def logits(model: nn.Module, x: Tensor, half: bool) -> Tensor:
@@ -248,15 +189,15 @@ def logits(model: nn.Module, x: Tensor, half: bool) -> Tensor:
         return model(x).float()
 
 
-def accuracy(model: nn.Module, test: TensorDataset, half: bool) -> float:
-    """Share of the test images that are classified right."""
+def accuracy(model: nn.Module, images: Images, half: bool) -> float:
+    """Share of the test images that are classified right, each by its two mirrored views where it may be."""
     model.eval()
+    right = 0
     with torch.inference_mode():
-        right = [
-            int((logits(model, x, half).argmax(1) == y).sum())
-            for x, y in zip(*(t.split(1000) for t in test.tensors), strict=True)
-        ]
-    return sum(right) / len(test)
+        for x, y in zip(*(t.split(1000) for t in images.test.tensors), strict=True):
+            views = [x, x.flip(3)] if images.mirrored else [x]
+            right += int((sum(logits(model, view, half) for view in views).argmax(1) == y).sum())
+    return right / len(images.test)
 
 
 def cost_of_recording(images: Images, plan: Plan) -> float:
@@ -277,8 +218,3 @@ def cost_of_recording(images: Images, plan: Plan) -> float:
         return time.process_time() - started
 
     return median(seconds(True) - seconds(False) for _ in range(5))
-
-
-def channels(width: float) -> list[int]:
-    """Of the three pairs of convolutions."""
-    return [16 * max(1, round(count * width / 16)) for count in (64, 128, 256)]

@@ -1,7 +1,7 @@
 """Faster than fewer epochs? The hardest samples of each epoch beside all data, every second counted.
 
     python examples/benchmarks/time_to_accuracy.py
-    python examples/benchmarks/time_to_accuracy.py --images CIFAR --epochs 12 --json runs/tta.json --minutes 70
+    python examples/benchmarks/time_to_accuracy.py --images CIFAR --epochs 12 --half --json runs/tta.json --minutes 120
 
 CIFAR holds train/CLASS/*.jpg and test/CLASS/*.jpg; without it, these are scikit-learn's digits, on which it
 takes seconds and shows nothing. All rows take as many optimiser steps as --epochs on all data, but for those of other
@@ -39,38 +39,37 @@ from prunesampler.train.trajectory import Trajectory
 
 Job = dict[str, Any]
 PROXIES: dict[str, Job] = {
-    "proxy": {"width": 0.3, "epochs": 5 / 6},
-    "lean proxy": {"width": 0.3, "epochs": 5 / 6, "stem": 8},
-    "short proxy": {"width": 0.3, "epochs": 1 / 2},
-    "thin proxy": {"width": 0.2, "epochs": 5 / 6},
+    "proxy": {"width": 0.3, "length": 5 / 6},
+    "short proxy": {"width": 0.3, "length": 1 / 2},
 }
-"""Width relative to the network's, and epochs relative to --epochs."""
+"""Width and length relative to the network's."""
 HARD: Job = {"by": "proxy", "proxy": "proxy", "keep": 0.7}
 OWN: Job = {"by": "own", "keep": 0.7}
-MAIN: dict[str, Job] = {
-    "all data": {},
-    "hardest 70 % by its own errors": OWN,
+MAIN: dict[str, Job] = {"all data": {}, "hardest 70 % by its own errors": OWN}
+LENGTHS: dict[str, Job] = {
+    f"{row}, {length:.2g} times as long": {**MAIN[row], "length": length}
+    for length in (4 / 3, 2 / 3, 2, 10 / 3) for row in MAIN
+}  # fmt: skip
+RIVALS: dict[str, Job] = {
+    "InfoBatch, 30 % dropped": {"by": "infobatch", "keep": 0.7, "last": 2},
     "hardest 70 % by a proxy": HARD,
-    "all data, a third longer": {"longer": 4 / 3},
+    "random 70 %, redrawn": {"by": "random", "keep": 0.7},
+    "hardest 50 % by its own errors": {**OWN, "keep": 0.5},
+    "all data, mirrored by chance": {"alternate": False},
+    "own errors and a balanced gradient": {"by": "balanced", "keep": 0.7},
 }
 VARIANTS: dict[str, Job] = {
-    "random 70 %, redrawn": {"by": "random", "keep": 0.7},
-    "by a lean proxy": {**HARD, "proxy": "lean proxy"},
-    "by a short proxy": {**HARD, "proxy": "short proxy"},
     "own errors, last epoch on all": {**OWN, "last": 1},
-    "own errors, 30 % at random": {**OWN, "mix": 0.3},
-    "proxy, last epoch on all": {**HARD, "last": 1},
     "own errors, after 3 epochs": {**OWN, "first": 3},
-}
-MORE: dict[str, Job] = {
-    "by a thin proxy": {**HARD, "proxy": "thin proxy"},
-    "proxy, after 1 epoch": {**HARD, "first": 1},
+    "own errors, 30 % at random": {**OWN, "mix": 0.3},
+    "hardest 80 % by its own errors": {**OWN, "keep": 0.8},
+    "hardest 30 % by its own errors": {**OWN, "keep": 0.3},
+    "by a short proxy": {**HARD, "proxy": "short proxy"},
     "hardest 50 % by a proxy": {**HARD, "keep": 0.5},
-    "proxy, 30 % at random": {**HARD, "mix": 0.3},
-    "proxy, after 3 epochs": {**HARD, "first": 3},
-    "all data, two thirds longer": {"longer": 5 / 3},
+    "hardest 60 %, half as long": {**OWN, "keep": 0.6, "length": 1 / 2},
+    "all data, 0.5 times as long": {"length": 1 / 2},
 }
-ROWS = {**MAIN, **VARIANTS, **MORE, **PROXIES}
+ROWS = {**MAIN, **LENGTHS, **RIVALS, **VARIANTS, **PROXIES}
 PARTS = ("images", "classes", "test images", "test classes")
 
 
@@ -115,15 +114,13 @@ def jobs(options: argparse.Namespace, results: Results) -> Iterator[Job]:
     first, *others = options.seeds
     for rate in options.rates:
         yield {"row": "all data", "seed": first, "rate": rate}
-    for seed in (
-        () if options.rows else options.seeds[:2]
-    ):  # they need no rate, so a second worker has something to do
-        yield {"row": "proxy", "seed": seed, "rate": 1.0}
+    # They need no rate, so a second worker has something to do.
+    yield {"row": "proxy", "seed": first, "rate": 1.0}
     rate = results.best_rate(first, options.rates)
     if rate is None:
         return
-    groups = [(MAIN, [first]), (MAIN, others[:1]), (VARIANTS, [first]), (MAIN, others[1:])]
-    groups += [(MORE, [first]), (VARIANTS | MORE, others)]
+    groups = [(MAIN, options.seeds), (LENGTHS, [first]), (RIVALS, [first]), (VARIANTS, [first])]
+    groups += [(LENGTHS | RIVALS | VARIANTS, others)]
     for row, seed in ((row, seed) for rows, seeds in groups for seed in seeds for row in rows):
         if options.rows and row not in options.rows:
             continue
@@ -132,8 +129,8 @@ def jobs(options: argparse.Namespace, results: Results) -> Iterator[Job]:
         yield {"row": row, "seed": seed, "rate": rate}
     # The best rate of all data need not be that of the others.
     for other in sorted({*options.rates} - {rate}):
-        yield {"row": "hardest 70 % by its own errors", "seed": first, "rate": other}
-        yield {"row": "all data, a third longer", "seed": first, "rate": other}
+        for row in ("hardest 70 % by its own errors", "random 70 %, redrawn"):
+            yield {"row": row, "seed": first, "rate": other}
 
 
 def file_of(options: argparse.Namespace, proxy: str, seed: int) -> Path:
@@ -144,11 +141,10 @@ def file_of(options: argparse.Namespace, proxy: str, seed: int) -> Path:
 
 def plan_of(options: argparse.Namespace, job: Job) -> Plan:
     row = ROWS[job["row"]]
-    length = row["epochs"] if job["row"] in PROXIES else row.get("longer", 1)
-    names = ("stem", "by", "keep", "mix", "first", "last")
+    names = ("by", "keep", "mix", "first", "last", "alternate")
     more = {name: row[name] for name in names if name in row}
     return Plan(
-        epochs=max(1, round(length * options.epochs)), lr=job["rate"] * options.lr,
+        epochs=max(1, round(row.get("length", 1) * options.epochs)), lr=job["rate"] * options.lr,
         width=options.width * row.get("width", 1.0), seed=job["seed"],
         batch_size=options.batch_size, half=options.half, **more,
     )  # fmt: skip
@@ -166,7 +162,7 @@ def work(options: argparse.Namespace, job: Job) -> Job:
     made = {key: value for key, value in vars(run).items() if key != "trajectory"}
     recording = cost_of_recording(images, plan) * run.steps * plan.batch_size / len(images.train)
     return {
-        **job, **made, "recording": recording, "width": plan.width,
+        **job, **made, "recording": recording, "width": plan.width, "length": plan.epochs,
         "proxy": ROWS[job["row"]].get("proxy"),
     }  # fmt: skip
 
@@ -225,10 +221,10 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--images", type=Path, help="folder of train/ and test/ (default: digits)")
     made.add_argument("--cache", type=Path, help="file that keeps the decoded images")
     made.add_argument("--epochs", type=int, default=12)
-    made.add_argument("--width", type=float, default=0.5, help="1 is 64, 128 and 256 channels")
-    made.add_argument("--lr", type=float, default=0.5)
+    made.add_argument("--width", type=float, default=0.375, help="1 is 64, 256 and 256 channels")
+    made.add_argument("--lr", type=float, default=0.4)
     made.add_argument(
-        "--rates", type=float, nargs="+", default=[1.0, 0.65, 1.6], help="sweep, relative to --lr"
+        "--rates", type=float, nargs="+", default=[1.0, 0.6, 1.6], help="sweep, relative to --lr"
     )
     made.add_argument("--half", action="store_true", help="compute in bfloat16")
     made.add_argument("--batch-size", type=int, help="default: 500, of digits 50")
