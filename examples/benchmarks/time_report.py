@@ -12,8 +12,10 @@ from results import spread
 from rich.table import Table
 
 Run = dict[str, Any]
-LENGTHS = ("all data", "all data, a third longer", "all data, two thirds longer")
-"""The rival at equal seconds is on the line between these."""
+GOALS = (0.86, 0.87, 0.88, 0.89, 0.9, 0.91, 0.92, 0.93)
+"""Accuracies to which the time is taken."""
+WHOLE, OWN = "all data", "hardest 70 % by its own errors"
+"""Rows of several lengths."""
 
 
 def tables(runs: list[Run], rows: list[str], rate: float | None) -> list[Table]:
@@ -26,7 +28,9 @@ def tables(runs: list[Run], rows: list[str], rate: float | None) -> list[Table]:
     """
     priced = with_prices(runs)
     found = [run for run in priced if rate is None or run["rate"] == rate or not run["main"]]
-    return [accuracies(found, rows), headrooms(found, rows), sweep(priced, rows)]
+    return [
+        accuracies(found, rows), gains(found), times(found), headrooms(found, rows), sweep(priced, rows),
+    ]  # fmt: skip
 
 
 def with_prices(runs: list[Run]) -> list[Run]:
@@ -49,6 +53,17 @@ def with_prices(runs: list[Run]) -> list[Run]:
     return made
 
 
+def lengths(runs: list[Run], row: str, seed: int) -> list[Run]:
+    """Runs of a row of all lengths, the shortest first."""
+    names = [run for run in runs if run["row"] == row or run["row"].startswith(f"{row}, ")]
+    found = [
+        run
+        for run in names
+        if run["seed"] == seed and (run["row"] == row or "times as long" in run["row"])
+    ]
+    return sorted(found, key=lambda run: run["length"])
+
+
 def at_equal_seconds(run: Run, runs: list[Run]) -> tuple[float, bool] | None:
     """Points above all data of this seed for as many seconds; None if that was not run, or only longer.
 
@@ -58,10 +73,7 @@ def at_equal_seconds(run: Run, runs: list[Run]) -> tuple[float, bool] | None:
         The points, and whether the run took longer than the longest of all data: then it is compared with
         that, and the points are at most so many.
     """
-    line = sorted(
-        (r["total"], r["accuracy"])
-        for r in runs if r["row"] in LENGTHS and r["seed"] == run["seed"] and r["rate"] == run["rate"]
-    )  # fmt: skip
+    line = [(r["total"], r["accuracy"]) for r in lengths(runs, WHOLE, run["seed"])]
     seconds, found = run["total"], run["accuracy"]
     for (t0, a0), (t1, a1) in pairwise(line):
         if 0.98 * t0 <= seconds <= t1:
@@ -72,6 +84,63 @@ def at_equal_seconds(run: Run, runs: list[Run]) -> tuple[float, bool] | None:
     return 100 * (found - line[-1][1]), seconds > 1.02 * line[-1][0]
 
 
+def seconds_to(goal: float, line: list[Run]) -> float | None:
+    """Seconds to an accuracy, on the line between two lengths, or None outside of them."""
+    for one, other in pairwise(line):
+        a0, a1 = one["accuracy"], other["accuracy"]
+        if a0 <= goal <= a1 and a0 < a1:
+            part = (goal - a0) / (a1 - a0)
+            return float(one["total"] * (other["total"] / one["total"]) ** part)
+    return None
+
+
+def times(runs: list[Run]) -> Table:
+    """Seconds to an accuracy, all data beside the hardest; both at the best rate of all data."""
+    table = Table()
+    for name in ("time to", "all data, s", "hardest by its own errors, s", "ratio"):
+        table.add_column(name)
+    for goal in GOALS:
+        found = []
+        for seed in sorted({run["seed"] for run in runs}):
+            pair = [seconds_to(goal, lengths(runs, row, seed)) for row in (WHOLE, OWN)]
+            if all(pair):
+                found.append(pair)
+        if found:
+            cells = [spread([pair[k] for pair in found], ".0f") for k in range(2)]
+            table.add_row(
+                f"{goal:.0%}", *cells, spread([own / whole for whole, own in found], ".2f")
+            )
+    return table
+
+
+def gains(runs: list[Run]) -> Table:
+    """What leaving out the easy gains at equal steps, beside the headroom of all data."""
+    table = Table()
+    names = (
+        "epochs", "all data, headroom half-way", "in the last epoch", "accuracy %", "hardest 70 %, accuracy %",
+        "gained",
+    )  # fmt: skip
+    for name in names:
+        table.add_column(name)
+    for length in sorted({run["length"] for run in runs}):
+        pairs = [
+            (whole, own)
+            for seed in sorted({run["seed"] for run in runs})
+            for whole in lengths(runs, WHOLE, seed) if whole["length"] == length
+            for own in lengths(runs, OWN, seed) if own["length"] == length
+        ]  # fmt: skip
+        if not pairs:
+            continue
+        curves = [whole["headrooms"] for whole, _ in pairs]
+        points = [[100 * run["accuracy"] for run in side] for side in zip(*pairs, strict=True)]
+        table.add_row(
+            str(length), f"{mean(c[len(c) // 2] for c in curves):.3f}", f"{mean(c[-1] for c in curves):.3f}",
+            *(spread(side, ".2f") for side in points),
+            spread([b - a for a, b in zip(*points, strict=True)], "+.2f"),
+        )  # fmt: skip
+    return table
+
+
 def accuracies(runs: list[Run], rows: list[str]) -> Table:
     table = Table()
     names = (
@@ -80,20 +149,21 @@ def accuracies(runs: list[Run], rows: list[str]) -> Table:
     )  # fmt: skip
     for name in names:
         table.add_column(name)
-    base = {run["seed"]: run["accuracy"] for run in runs if run["row"] == "all data"}
+    base = {run["seed"]: run["accuracy"] for run in runs if run["row"] == WHOLE}
     for row in rows:
         mine = sorted((run for run in runs if run["row"] == row), key=lambda run: run["seed"])
         if not mine:
             continue
         beside = [100 * (r["accuracy"] - base[r["seed"]]) for r in mine if r["seed"] in base]
-        against = [] if row in LENGTHS or not mine[0]["main"] else mine
+        line = [run["row"] for seed in base for run in lengths(runs, WHOLE, seed)]
+        against = [] if row in line or not mine[0]["main"] else mine
         equal = [found for run in against if (found := at_equal_seconds(run, runs))]
         most = "at most " if any(beyond for _, beyond in equal) else ""
         recording = 100 * mean(run["recording"] / run["seconds"] for run in mine)
         table.add_row(
             row, str(mine[0]["steps"]), spread([100 * run["accuracy"] for run in mine], ".2f"),
             " ".join(f"{100 * run['accuracy']:.2f}" for run in mine),
-            spread(beside, "+.2f") if row != "all data" else "",
+            spread(beside, "+.2f") if row != WHOLE else "",
             f"{mean(r['training'] for r in mine):.0f}", f"{mean(r['choosing'] for r in mine):.1f}",
             f"{recording:.2f}", f"{mean(r['proxy_seconds'] for r in mine):.0f}",
             f"{mean(r['total'] for r in mine):.0f}", most + spread([points for points, _ in equal], "+.2f"),
