@@ -118,7 +118,7 @@ class HandedOut:
                 "tokens as rows)"
             )
         given = self._pass.given_out()
-        if max(self._places[index] for index in batch) >= given:
+        if max(map(self._places.__getitem__, batch)) >= given:
             raise Misaligned(
                 "the layer ran for a batch whose samples the sampler had not given out yet: it runs twice "
                 "in a batch, or other data is trained on as well"
