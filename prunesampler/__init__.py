@@ -14,9 +14,12 @@ from prunesampler.measure.tokens import TokenCrossEntropy
 from prunesampler.pruner import InfluencePruner
 from prunesampler.sampling.loaders import replace_sampler
 from prunesampler.sampling.sampler import InfluencePrunedSampler
+from prunesampler.select.audit import Audit
 from prunesampler.select.frontier import Frontier
-from prunesampler.select.objectives import KeepHead, Objective, Price, Target
+from prunesampler.select.objectives import KeepHead, Objective, Price, Target, WantedLoss
+from prunesampler.select.scores import Scores
 from prunesampler.select.selection import Selection
+from prunesampler.select.splits import cross_split, suspects_from
 from prunesampler.solve.annealing import anneal
 from prunesampler.solve.budget import Budget, Constraints
 from prunesampler.train.callback import PruningCallback
@@ -26,6 +29,7 @@ from prunesampler.train.recorder import TrajectoryRecorder
 from prunesampler.train.trajectory import Trajectory
 
 __all__ = [
+    "Audit",
     "AutoCurvature",
     "BinaryCrossEntropy",
     "BlockCurvature",
@@ -46,6 +50,7 @@ __all__ = [
     "Price",
     "Pruner",
     "PruningCallback",
+    "Scores",
     "Selection",
     "SquaredError",
     "Target",
@@ -53,8 +58,11 @@ __all__ = [
     "Trajectory",
     "TrajectoryPruner",
     "TrajectoryRecorder",
+    "WantedLoss",
     "anneal",
+    "cross_split",
     "loss_distance",
     "parameter_distance",
     "replace_sampler",
+    "suspects_from",
 ]

@@ -10,7 +10,6 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -18,11 +17,13 @@ from torch import Tensor
 
 from prunesampler.influence.hessians import SoftmaxHessian
 from prunesampler.influence.influence import loss_distance
-from prunesampler.influence.scores import Scores
 from prunesampler.influence.top_rows import TopHessian
+from prunesampler.select.objectives import Cost, wanted_loss
+from prunesampler.select.scores import Scores
 
-Cost = Callable[[Scores], Tensor]
-"""A function from scores to the cost of pruning each sample, shape (n,)."""
+__all__ = [
+    "Cost", "el2n", "grand", "influence_norm", "margin", "self_influence", "validation_loss", "wanted_loss",
+]  # fmt: skip
 
 
 def influence_norm(scores: Scores) -> Tensor:
@@ -114,30 +115,6 @@ def margin(scores: Scores) -> Tensor:
     others = probabilities.masked_fill(own, -1.0).max(dim=1).values
     difference: Tensor = others - probabilities[own]
     return difference
-
-
-def wanted_loss(scores: Scores) -> Tensor:
-    """Predicted change of the wanted samples' mean loss when a sample is removed, to first order.
-
-    ``grad(wanted loss) . s_i`` is negative where removing the sample helps.
-    Source: Koh and Liang, ICML 2017, equation 2.
-
-    Raises:
-        ValueError: If the scores hold no wanted samples.
-
-    Example:
-        >>> from prunesampler import Budget, InfluencePruner, Target
-        >>> data = [(torch.randn(4), i % 3) for i in range(60)]
-        >>> pruner = InfluencePruner(data, budget=Budget(count=20), objective=Target(data[:6]))
-        >>> wanted_loss(pruner.measure(torch.nn.Linear(4, 3))).shape
-        torch.Size([60])
-    """
-    if scores.wanted is None:
-        raise ValueError(
-            "the scores hold no wanted samples to predict the loss of; give the pruner "
-            "objective=Target(wanted), or another objective that names them"
-        )
-    return scores.influence.effects(scores.wanted)
 
 
 validation_loss = wanted_loss

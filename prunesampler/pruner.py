@@ -18,7 +18,7 @@ from prunesampler.base.memory import Room
 from prunesampler.base.processes import current_group, together
 from prunesampler.influence.automatic import AutoCurvature
 from prunesampler.influence.curvature import Curvature
-from prunesampler.influence.scores import Scores, read_layer, read_measurements
+from prunesampler.influence.states import class_labels
 from prunesampler.influence.weights import SPREAD
 from prunesampler.measure.batches import content
 from prunesampler.measure.gradients import GradientSource
@@ -36,6 +36,7 @@ from prunesampler.select.choosing import choose_together, frontier_together, wei
 from prunesampler.select.estimate import Announced, Estimate, estimate
 from prunesampler.select.frontier import Frontier
 from prunesampler.select.objectives import KeepHead, Objective
+from prunesampler.select.scores import Scores, check_same
 from prunesampler.select.selection import Selection
 from prunesampler.select.selector import Selector
 from prunesampler.solve.annealing import anneal
@@ -176,13 +177,19 @@ class InfluencePruner:
             RuntimeError: If another rank failed, or did not call this.
         """
         scores = self.measure(model)
-        selection = choose_together(scores, self._selector.select, "solving", self.progress)
-        if not len(selection.pruned) and self.budget.epsilon and current_group().rank == 0:
+        return self._warned(
+            choose_together(scores, self._selector.select, "solving", self.progress)
+        )
+
+    def _warned(self, selection: Selection) -> Selection:
+        """The selection, with a warning where it is worth little."""
+        if current_group().rank != 0:
+            return selection
+        if not len(selection.pruned) and self.budget.epsilon:
             warn(
                 f"no sample was pruned: epsilon={self.budget.epsilon} is below the shift of every set found"
             )
-        better = selection.beats_random or selection.metadata["cost"]
-        if not better and current_group().rank == 0:
+        if not (selection.beats_random or selection.metadata["cost"]):
             warn(
                 f"the {len(selection.pruned)} pruned samples are no better chosen than at random: the "
                 f"predicted shift is {selection.ratio:.0%} of a random set's; selection.verdict says more"
@@ -280,10 +287,10 @@ class InfluencePruner:
                 self._own_losses and classes is not None and bool((classes == classes[0]).all())
             )
             found = replace(measured, labels=None) if guessed else measured
-            means = [part.rows().sum() / len(part) for part in rest if part is not None]
-            scores = self._selector.scores(found, means[0] if means else None, seconds)
+            wanted = next((part for part in rest if part is not None), None)
+            scores = self._selector.scores(found, wanted, seconds)
             self._say_without_classes(scores)
-            return replace(scores, layer=self._measurer.layer)
+            return replace(scores, layer=self._measurer.layer, outline=self.outline)
 
         return together(group, score)
 
@@ -362,14 +369,56 @@ class InfluencePruner:
         if not self._own_collate:
             self._measurer.reading = replace(self.reading, collate_fn=collate_fn)
 
+    def choose_from(self, scores: Scores | None) -> Selection:
+        """Select from scores at hand, by this pruner's budget, objective and constraints, without a pass.
+
+        Call it on all processes. The scores may be another pruner's over the same samples, or loaded.
+
+        Args:
+            scores: Scores on rank 0; None on the others.
+
+        Raises:
+            ValueError: If they are of another dataset, hold no wanted samples that the objective needs, or the
+                budget cannot be met.
+
+        Example:
+            >>> import torch
+            >>> data = [(torch.randn(4), i % 3) for i in range(60)]
+            >>> scores = InfluencePruner(data, budget=Budget(count=9), progress=False).measure(torch.nn.Linear(4, 3))
+            >>> more = InfluencePruner(data, budget=Budget(count=30), progress=False)
+            >>> len(more.choose_from(scores).pruned)
+            30
+        """
+        group = self._data.meet("choose_from", self.reading)
+
+        def ready() -> Scores | None:
+            if scores is None:
+                return None
+            check_same(scores, self.num_samples, self.look())
+            if self._selector.objective.wanted is not None and scores.wanted is None:
+                raise ValueError(
+                    f"{type(self._selector.objective).__name__} needs wanted samples, and these scores hold none; "
+                    "measure with a pruner of this objective"
+                )
+            metric = self._selector.objective.metric
+            return replace(scores, influence=replace(scores.influence, metric=metric))
+
+        held = together(group, ready)
+        return self._warned(choose_together(held, self._selector.select, "solving", self.progress))
+
     def scores_from(self, state: Mapping[str, Any]) -> Scores:
         """Build scores from their ``state_dict`` on rank 0, without a pass over the data.
 
         Raises:
             ValueError: If the state is incomplete, or belongs to another dataset.
         """
-        measurements, wanted = read_measurements(state, self.num_samples)
-        return replace(self._selector.scores(measurements, wanted, 0.0), layer=read_layer(state))
+        chosen = self._selector
+        found = Scores.from_state(state, self.num_samples, chosen.curvature, chosen.center)
+        labels = (
+            found.labels if chosen.labels is None else class_labels(chosen.labels, self.num_samples)
+        )
+        influence = replace(found.influence, metric=chosen.objective.metric)
+        return replace(found, influence=influence, labels=labels)
 
     def _say_without_classes(self, scores: Scores) -> None:
         """Warn, once, when floors per class were asked for but the classes are unknown."""

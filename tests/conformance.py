@@ -37,8 +37,8 @@ from prunesampler import (
 )
 from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.rows import RankOne
-from prunesampler.influence.scores import Scores
 from prunesampler.measure.losses import ClosedFormLoss
+from prunesampler.select.scores import Scores
 
 SAMPLES = 1100
 """More than the package handles at a time, so that what is done chunk by chunk is done twice."""

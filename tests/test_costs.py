@@ -15,7 +15,7 @@ from prunesampler import (
     KeepHead,
     Objective,
     Price,
-    Target,
+    WantedLoss,
     anneal,
     costs,
     loss_distance,
@@ -97,7 +97,7 @@ def test_validation_loss_predicts_retraining(head, digits):
 
     model, data = head
     held_out = TensorDataset(digits.tensors[0][300:600].double(), digits.tensors[1][300:600])
-    measuring = pruner(data, objective=Target(held_out, shift=False))
+    measuring = pruner(data, objective=WantedLoss(held_out, shift=False))
     scores = measuring.measure(model)
     predicted = costs.validation_loss(scores)
 
@@ -117,7 +117,7 @@ def test_validation_loss_predicts_retraining(head, digits):
     assert torch.corrcoef(torch.stack([true, predicted[chosen].float()]))[0, 1] > 0.99
     few = pruner(
         data,
-        objective=Target(held_out, shift=False),
+        objective=WantedLoss(held_out, shift=False),
         budget=Budget(count=15),
     )
     assert loss(few.select(model).kept) < full
@@ -160,7 +160,7 @@ def test_bad_prices(prices, message, head):
 
 @pytest.mark.parametrize("weight", [-1.0, float("inf"), float("nan")])
 def test_bad_weights(weight, head):
-    for make in (Price, Target):
+    for make in (Price, WantedLoss):
         with pytest.raises(
             ValueError, match=f"weight must be zero or more and finite, got {weight}"
         ):
@@ -172,7 +172,7 @@ def test_objectives_that_are_none(head):
         with pytest.raises(TypeError, match="objective must be an object such as KeepHead"):
             pruner(head[1], objective=given)
     with pytest.raises(TypeError, match="not a map-style dataset"):
-        Target(iter([1, 2]))
+        WantedLoss(iter([1, 2]))
     with pytest.raises(TypeError, match="unexpected keyword argument 'cost'"):
         pruner(head[1], cost=costs.el2n)
 
@@ -211,7 +211,7 @@ def test_an_objective_may_name_another_norm(head):
 
 def test_costs_that_cannot_be_had(head, digits):
     model, data = head
-    with pytest.raises(ValueError, match="hold no wanted samples .* objective=Target"):
+    with pytest.raises(ValueError, match="hold no wanted samples .* objective=WantedLoss"):
         pruner(data, objective=Price(costs.validation_loss)).select(model)
     with pytest.raises(ValueError, match="epsilon=1.0 says nothing about"):
         pruner(data, objective=Price(costs.el2n, shift=False), budget=Budget(epsilon=1.0)).select(

@@ -9,9 +9,9 @@ import prunesampler
 FLOORS = [
     {"base"},
     {"influence"},
-    {"measure", "solve", "costs"},
+    {"measure", "solve", "pool"},
     {"select"},
-    {"sampling", "report"},
+    {"sampling", "report", "costs"},
     {"pruner"},
     {"train"},
     {"integrations"},

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunesampler.base.indices import complement
-from prunesampler.influence.scores import Scores
+from prunesampler.select.scores import Scores
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from consistency_report import figure, tables

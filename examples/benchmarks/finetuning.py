@@ -26,7 +26,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from prunesampler.base.indices import complement
-from prunesampler.influence.scores import Scores
+from prunesampler.select.scores import Scores
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import Images

@@ -21,8 +21,8 @@ from prunesampler import (
     costs,
 )
 from prunesampler.influence.curvature import Curvature
-from prunesampler.influence.scores import Scores
 from prunesampler.select.rotation import older
+from prunesampler.select.scores import Scores
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from training import Method, Progress

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prunesampler import Budget, anneal, costs
-from prunesampler.influence.scores import Scores
+from prunesampler.select.scores import Scores
 from prunesampler.solve.problem import Problem
 from prunesampler.solve.solvers import cheapest
 

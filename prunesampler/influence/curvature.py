@@ -69,6 +69,7 @@ class Curvature(Protocol):
         Raises:
             ValueError: If they cannot; the message says why, and what to do.
         """
+        return
 
 
 @dataclass(frozen=True, kw_only=True)

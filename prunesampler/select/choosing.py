@@ -11,9 +11,9 @@ from torch import Tensor
 from prunesampler.base.checks import warn
 from prunesampler.base.processes import current_group, together
 from prunesampler.base.progress import Progress, advance, progress_bar
-from prunesampler.influence.scores import Scores
 from prunesampler.influence.weights import kept_weights
 from prunesampler.select.frontier import Frontier
+from prunesampler.select.scores import Scores
 from prunesampler.select.selection import Selection
 from prunesampler.select.selector import Selector
 

@@ -8,7 +8,7 @@ shifts, and whether the shift counts at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
@@ -17,9 +17,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from prunesampler.base.checks import checked_cost, dataset_size
-from prunesampler.costs import Cost, wanted_loss
 from prunesampler.influence.influence import Metric, parameter_distance
-from prunesampler.influence.scores import Scores
+from prunesampler.influence.leave_one_out import check_classes
+from prunesampler.pool.wanted import believed, doubts
+from prunesampler.select.scores import Scores
+
+Cost = Callable[[Scores], Tensor]
+"""A function from scores to the cost of pruning each sample, shape (n,)."""
 
 
 class Objective:
@@ -29,7 +33,7 @@ class Objective:
         metric: norm of reported shifts, and of the shift that epsilon limits.
         shift: whether the shift counts; otherwise the samples of lowest cost are pruned.
         wanted: further samples, in the form of the scored ones, that are measured for every
-            selection because the objective needs their mean gradient; or None.
+            selection because the objective needs them; or None.
 
     Example:
         >>> import torch
@@ -145,7 +149,53 @@ class Price(Objective):
 
 @dataclass(frozen=True)
 class Target(Objective):
-    """Aims at the lowest predicted loss on wanted samples, so that harmful samples are pruned.
+    """Prunes the samples whose labels are believed least, by the wanted samples and by the pool itself.
+
+    Two opinions about a label, each as ``-log p(label)``, standardised and added: that of a layer fitted to
+    the wanted samples' features, and that of the pool's own layer, had it not been trained on the sample
+    (`prunesampler.pool.wanted`). Labels that no wanted sample has go first. It needs a loss with classes.
+
+    Args:
+        wanted: Map-style dataset of samples that are sure, in the form of the scored ones; some tens of each
+            class.
+        shift: Whether the shift of the layer counts too.
+
+    Raises:
+        TypeError: For anything but a map-style dataset.
+        ValueError: For an empty dataset.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> good = TensorDataset(torch.randn(20, 4), torch.arange(20) % 3)
+        >>> Target(good).shift
+        False
+    """
+
+    wanted: Dataset[Any]
+    shift: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        dataset_size(self.wanted)
+
+    def cost(self, scores: Scores) -> Tensor:
+        """Minus the doubt of each label, standardised."""
+        assert scores.wanted is not None
+        held = check_classes(scores.measurements)
+        found = doubts(held, scores.wanted, believed(held, scores.influence))
+        return standardised(-found.pool, weight=1.0)
+
+    def settings(self) -> list[Any]:
+        """The number of wanted samples, and whether the shift counts."""
+        return [dataset_size(self.wanted), self.shift]
+
+
+@dataclass(frozen=True)
+class WantedLoss(Objective):
+    """Aims at the lowest predicted loss on wanted samples, by influence: a first-order prediction.
+
+    For what a few samples change in a layer that fits. Where a large part of a pool is junk under wanted labels,
+    it is worse than using everything, since junk bends the layer by which it is judged: take `Target`.
 
     Args:
         wanted: Map-style dataset of the samples to do well on, in the form of the scored ones.
@@ -160,7 +210,7 @@ class Target(Objective):
         >>> import torch
         >>> from torch.utils.data import TensorDataset
         >>> good = TensorDataset(torch.randn(20, 4), torch.arange(20) % 3)
-        >>> Target(good, shift=False).shift
+        >>> WantedLoss(good, shift=False).shift
         False
     """
 
@@ -179,6 +229,31 @@ class Target(Objective):
     def settings(self) -> list[Any]:
         """The number of wanted samples, the weight, and whether the shift counts."""
         return [dataset_size(self.wanted), self.weight, self.shift]
+
+
+def wanted_loss(scores: Scores) -> Tensor:
+    """Predicted change of the wanted samples' mean loss when a sample is removed, to first order.
+
+    ``grad(wanted loss) . s_i`` is negative where removing the sample helps.
+    Source: Koh and Liang, ICML 2017, equation 2.
+
+    Raises:
+        ValueError: If the scores hold no wanted samples.
+
+    Example:
+        >>> import torch
+        >>> from prunesampler import Budget, InfluencePruner, WantedLoss
+        >>> data = [(torch.randn(4), i % 3) for i in range(60)]
+        >>> pruner = InfluencePruner(data, budget=Budget(count=20), objective=WantedLoss(data[:6]))
+        >>> wanted_loss(pruner.measure(torch.nn.Linear(4, 3))).shape
+        torch.Size([60])
+    """
+    if scores.wanted is None:
+        raise ValueError(
+            "the scores hold no wanted samples to predict the loss of; give the pruner "
+            "objective=WantedLoss(wanted), or another objective that names them"
+        )
+    return scores.influence.effects(scores.wanted.rows().sum() / len(scores.wanted))
 
 
 def standardised(prices: Tensor, *, weight: float) -> Tensor:

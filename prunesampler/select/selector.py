@@ -23,11 +23,12 @@ from prunesampler.influence.certificate import (
 from prunesampler.influence.curvature import Curvature
 from prunesampler.influence.headroom import headroom
 from prunesampler.influence.influence import Influence
-from prunesampler.influence.scores import Scores, class_labels
 from prunesampler.influence.sequences import Measured, Sequences
+from prunesampler.influence.states import class_labels
 from prunesampler.influence.top_rows import TopHessian
 from prunesampler.select.objectives import Objective
 from prunesampler.select.rotation import rotated
+from prunesampler.select.scores import Scores
 from prunesampler.select.selection import Selection
 from prunesampler.solve.budget import Budget, Constraints
 from prunesampler.solve.problem import Problem, Solution
@@ -83,7 +84,7 @@ class Selector:
     def scores(
         self,
         measurements: Measured,
-        wanted: Tensor | None,
+        wanted: Measured | None,
         measuring_seconds: float,
         layer: str | None = None,
     ) -> Scores:
@@ -91,7 +92,7 @@ class Selector:
 
         Args:
             measurements: Measurements of all samples.
-            wanted: Mean gradient of the objective's wanted samples, or None.
+            wanted: Measurements of the objective's wanted samples, or None.
             measuring_seconds: Number of seconds that measuring took.
             layer: Name of the scored layer, or None where it is not known.
 

@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Budget:
             If classes are unknown, a floor of one does nothing and a higher one is an error.
         proportional: Whether every class keeps its share of the kept samples, rounded to whole
             samples by largest remainders, and no less than ``min_per_class``.
+        per_class: "equal" keeps as many of every class, and all of a class that has fewer, so that the large
+            classes are pruned; None leaves the classes to the selection.
 
     Raises:
         ValueError: If a value is out of range, or not exactly one of the first three is given.
@@ -46,6 +48,7 @@ class Budget:
     max_fraction: float = 0.9
     min_per_class: int = 1
     proportional: bool = False
+    per_class: Literal["equal"] | None = None
 
     def __post_init__(self) -> None:
         given = [k for k in ("fraction", "count", "epsilon") if getattr(self, k) is not None]
@@ -59,6 +62,11 @@ class Budget:
             self._convert(name, operator.index)
         if not isinstance(self.proportional, bool):
             raise TypeError(f"proportional must be True or False, got {self.proportional!r}")
+        if self.per_class not in (None, "equal") or (self.per_class and self.proportional):
+            raise ValueError(
+                f'per_class={self.per_class!r} with proportional={self.proportional}: give per_class="equal", or '
+                "proportional=True for the shares that classes have, or neither"
+            )
         self._check("fraction", lambda x: 0 < x < 1, "lie between 0 and 1", "0.4 prunes 40 %")
         self._check(
             "count",
@@ -127,15 +135,14 @@ class Budget:
 
         Args:
             labels: Class of every sample, int64, shape (n,), or None if unknown.
-            size: Number of samples to prune; with ``proportional`` the floors depend on it.
+            size: Number of samples to prune; with ``proportional`` and ``per_class`` the floors depend on it.
 
         Raises:
             ValueError: If the floors need the classes, and these are unknown.
         """
         if labels is None:
-            if self.proportional or self.min_per_class > 1:
-                floor = f"min_per_class={self.min_per_class}"
-                asked = "proportional=True" if self.proportional else floor
+            if self.shares or self.min_per_class > 1:
+                asked = self.shares or f"min_per_class={self.min_per_class}"
                 raise ValueError(
                     f"{asked} needs the class of every sample, "
                     "which this loss does not tell; pass labels="
@@ -143,9 +150,33 @@ class Budget:
             return None
         counts = torch.bincount(labels)
         floors = counts.clamp(max=self.min_per_class)
-        if not self.proportional or size is None:
-            return floors if self.min_per_class or self.proportional else None
+        if not self.shares or size is None:
+            return floors if self.min_per_class or self.shares else None
+        if self.per_class == "equal":
+            return _equal(counts, floors, len(labels) - size)
         return _quotas(counts, floors, len(labels) - size)
+
+    @property
+    def shares(self) -> str | None:
+        """The argument that gives every class a number of its own, or None."""
+        if self.per_class:
+            return f'per_class="{self.per_class}"'
+        return "proportional=True" if self.proportional else None
+
+
+def _equal(counts: Tensor, floors: Tensor, kept: int) -> Tensor:
+    """Split ``kept`` over classes as evenly as their counts allow, none below its floor."""
+    found = floors.clone()
+    while (left := kept - int(found.sum())) > 0:
+        open_ = (found < counts) & (found == found[found < counts].min())
+        rest = found[(found < counts) & ~open_]
+        level = int(torch.minimum(counts, rest.min() if len(rest) else counts.max())[open_].min())
+        step = min(level - int(found[open_][0]), left // int(open_.sum()))
+        if step == 0:  # fewer are left than classes
+            found[open_.nonzero()[:left, 0]] += 1
+            break
+        found[open_] += step
+    return found
 
 
 def _quotas(counts: Tensor, floors: Tensor, kept: int) -> Tensor:

@@ -124,7 +124,7 @@ class Problem:
 
         Quotas forbid swaps between classes, so these need not be proposed.
         """
-        return self.classes() if self.budget.proportional else np.zeros(len(self), dtype=np.int64)
+        return self.classes() if self.budget.shares else np.zeros(len(self), dtype=np.int64)
 
     def costs(self, count: int) -> NDArray[np.float64]:
         """Share of each free sample in the mean cost of ``count`` pruned ones, shape (U,)."""
@@ -227,5 +227,5 @@ class Problem:
         )
 
     def _floors(self) -> str:
-        quota = "proportional=True with " if self.budget.proportional else ""
+        quota = f"{self.budget.shares} with " if self.budget.shares else ""
         return f"{quota}min_per_class={self.budget.min_per_class}"

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from prunesampler.base.files import pack_state, unpack_state, write_atomically
 from prunesampler.base.indices import complement
 from prunesampler.base.processes import current_group, together
-from prunesampler.influence.scores import Scores
 from prunesampler.pruner import InfluencePruner
 from prunesampler.select.rotation import older
+from prunesampler.select.scores import Scores
 from prunesampler.select.selection import Selection
 
 

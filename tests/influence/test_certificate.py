@@ -35,7 +35,7 @@ from prunesampler.influence.certificate import (
     random_shift,
 )
 from prunesampler.influence.rows import CHUNK
-from prunesampler.influence.scores import read_layer, read_measurements
+from prunesampler.influence.states import read_layer, read_measurements
 from prunesampler.select.selector import Selector
 from prunesampler.solve.problem import Solution
 
@@ -340,7 +340,7 @@ def test_the_scored_layer_is_kept(few_digits):
     assert read_layer({k: v for k, v in state.items() if k != "layer"}) is None
     with pytest.raises(ValueError, match="must be a name, got 3"):
         read_layer({**state, "layer": 3})
-    gradients, _ = read_measurements(state, 200)
+    gradients = read_measurements(state, 200)
     selector = Selector(
         200, Budget(count=20), KeepHead(), ExactCurvature(), partial(anneal, moves=1000), None, None,
         True, 0, None,

@@ -1,9 +1,8 @@
-"""The result of one pass over the data: measurements, and the influence that follows from them."""
+"""Measurements as plain tensors for files and checkpoints, and back again, with all that can be checked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from prunesampler.influence.hessians import (
     OutputHessian,
     SoftmaxHessian,
 )
-from prunesampler.influence.influence import Influence
 from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.sequences import Measured, Sequences
 from prunesampler.influence.top import TopMeasurements
@@ -27,53 +25,30 @@ HESSIANS: dict[str, type[OutputHessian]] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """All that a selection needs; any number of selections, of any size, can be made from it.
-
-    Args:
-        measurements: Measurements of n samples.
-        influence: Influence of the same samples.
-        labels: Class of every sample from 0 on, int64, shape (n,), or None if unknown.
-        wanted: Mean gradient of the objective's wanted samples, shape (K, D), float64, or None.
-        seconds: Seconds that measuring and the curvature took, by name.
-        layer: Name of the measured layer in the model, or None if unknown.
+def measurement_state(measured: Measured) -> dict[str, Any]:
+    """Measurements as plain tensors and numbers, which `read_measurements` reads.
 
     Example:
-        >>> from torch.utils.data import TensorDataset
-        >>> from prunesampler import Budget, InfluencePruner
-        >>> data = TensorDataset(torch.randn(60, 4), torch.arange(60) % 3)
-        >>> pruner = InfluencePruner(data, budget=Budget(fraction=0.4), progress=False)
-        >>> scores = pruner.measure(torch.nn.Linear(4, 3))
-        >>> len(scores.influence), pruner.scores_from(scores.state_dict()).labels.tolist()[:4]
-        (60, [0, 1, 2, 0])
+        >>> from prunesampler import CrossEntropy
+        >>> losses, delta, hessian = CrossEntropy().derivatives(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
+        >>> measured = Measurements(delta, torch.ones(3, 1), hessian, losses)
+        >>> len(read_measurements(measurement_state(measured), num_samples=3))
+        3
     """
-
-    measurements: Measured
-    influence: Influence
-    labels: Tensor | None
-    wanted: Tensor | None
-    seconds: dict[str, float]
-    layer: str | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Measurements as plain tensors, from which the influence can be built again."""
-        held = self.measurements.tokens
-        sequences = {}
-        if isinstance(self.measurements, Sequences):
-            sequences = {"counts": self.measurements.counts, "scale": self.measurements.scale}
-        return {
-            **sequences,
-            "delta": held.delta,
-            "inputs": held.inputs,
-            "losses": held.losses,
-            "labels": held.labels,
-            "hessian": type(held.hessian).__name__,
-            "hessian_tensors": dict(held.hessian.tensors),
-            "outputs": held.hessian.size()[0],
-            "validation": self.wanted,  # under the key that older states have
-            "layer": self.layer,
-        }
+    held = measured.tokens
+    sequences = {}
+    if isinstance(measured, Sequences):
+        sequences = {"counts": measured.counts, "scale": measured.scale}
+    return {
+        **sequences,
+        "delta": held.delta,
+        "inputs": held.inputs,
+        "losses": held.losses,
+        "labels": held.labels,
+        "hessian": type(held.hessian).__name__,
+        "hessian_tensors": dict(held.hessian.tensors),
+        "outputs": held.hessian.size()[0],
+    }
 
 
 def class_labels(labels: Tensor | None, num_samples: int) -> Tensor | None:
@@ -101,7 +76,7 @@ def class_labels(labels: Tensor | None, num_samples: int) -> Tensor | None:
 
 
 def read_layer(state: Mapping[str, Any]) -> str | None:
-    """Name of the measured layer from :meth:`Scores.state_dict`; None in states of older releases.
+    """Name of the measured layer in a state of scores; None in states of older releases.
 
     Raises:
         ValueError: If it is not a string.
@@ -116,8 +91,8 @@ def read_layer(state: Mapping[str, Any]) -> str | None:
     return layer
 
 
-def read_measurements(state: Mapping[str, Any], num_samples: int) -> tuple[Measured, Tensor | None]:
-    """Measurements and the wanted samples' mean gradient from :meth:`Scores.state_dict`.
+def read_measurements(state: Mapping[str, Any], num_samples: int) -> Measured:
+    """Measurements from :func:`measurement_state`.
 
     Raises:
         ValueError: If they are incomplete or damaged, or of another number of samples.
@@ -126,16 +101,15 @@ def read_measurements(state: Mapping[str, Any], num_samples: int) -> tuple[Measu
         >>> one = torch.ones(3, 1)
         >>> state = {"delta": one, "inputs": one, "losses": one[:, 0], "labels": None}
         >>> state |= {"hessian": "DiagonalHessian", "hessian_tensors": {"values": one}}
-        >>> len(read_measurements({**state, "validation": None}, num_samples=3)[0])
+        >>> len(read_measurements(state, num_samples=3))
         3
     """
     try:
-        measurements = _measurements(state)
-        counts, wanted = state.get("counts"), state["validation"]
+        measurements, counts = _measurements(state), state.get("counts")
         if counts is not None:
             check_counts(counts, num_samples)
             num_samples = int(counts.sum())  # of what was measured
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not the measurements of a pruner: {error!r}") from error
     tensors = [
         measurements.delta,
@@ -155,8 +129,8 @@ def read_measurements(state: Mapping[str, Any], num_samples: int) -> tuple[Measu
     if not all(bool(torch.isfinite(t).all()) for t in tensors):
         raise ValueError("the measurements hold numbers that are not finite: a damaged checkpoint")
     if counts is not None:
-        return Sequences(measurements, counts, float(state["scale"])), wanted
-    return measurements, wanted
+        return Sequences(measurements, counts, float(state["scale"]))
+    return measurements
 
 
 def check_counts(counts: Any, num_samples: int) -> None:

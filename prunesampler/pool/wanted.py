@@ -1,0 +1,228 @@
+"""How little each label of a pool is believed by two layers: the pool's own, and one fitted to wanted samples.
+
+Two independent opinions about a label beat either. Both are ``-log p(label)``, brought to mean zero and
+variance one over the pool, and added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prunesampler.influence.automatic import BlockCurvature
+from prunesampler.influence.curvature import ExactCurvature
+from prunesampler.influence.hessians import SoftmaxHessian
+from prunesampler.influence.influence import Influence
+from prunesampler.influence.leave_one_out import check_classes, is_exact, leave_one_out
+from prunesampler.influence.measurements import Measurements
+from prunesampler.influence.sequences import Measured
+from prunesampler.influence.top_rows import TopHessian
+
+COMPONENTS = 128
+"""Principal components of the features that the wanted samples' layer sees."""
+LOOKED_AT = 8192
+"""Samples of the pool from which they are found."""
+PENALTIES = tuple(10 ** (k / 2) for k in range(-8, 1))
+"""Weight decays that are tried, for features of variance one."""
+LEAST = 1e-6
+"""Probability below which a label is not believed less still: one outlier would outweigh all others."""
+UNLABELLED = (
+    "the class of each sample is not known, without which no label can be doubted; measure with "
+    "losses=CrossEntropy() on class indices"
+)
+EXACT = 2048
+"""Size R up to which the leave-one-out loss is exact."""
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """How little labels are believed, in standard deviations over the pool.
+
+    Args:
+        pool: Of the pool's n samples, shape (n,), float64.
+        wanted: Of the m wanted samples, each judged by layers that were not trained on it, shape (m,).
+        unknown: Which of the pool's samples have a label that no wanted sample has, boolean, shape (n,); they
+            are doubted most.
+    """
+
+    pool: Tensor
+    wanted: Tensor
+    unknown: Tensor
+
+    def off_target(self) -> Tensor:
+        """The samples that the wanted are not like, the most doubted first, int64, shape (k,).
+
+        How many: were all of the pool like the wanted, half of it would be doubted less than their median
+        is. As far as it is less than half, the rest is something else. None where that could be chance, two
+        standard errors; for junk that is doubted as little as the wanted, it is too few.
+
+        Source of the estimate: Storey, "A direct approach to false discovery rates", JRSS B 2002.
+
+        Example:
+            >>> like, junk = torch.linspace(0, 1, 400), torch.linspace(2, 3, 100)
+            >>> found = Doubts(torch.cat([like, junk]), torch.linspace(0, 1, 401), torch.zeros(500) > 0)
+            >>> len(found.off_target()), int(found.off_target().min())
+            (100, 400)
+        """
+        below = float((self.pool <= self.wanted.median()).double().mean())
+        share = 1 - 2 * below
+        if share < 2 / len(self.wanted) ** 0.5:
+            share = 0.0
+        count = max(round(share * len(self.pool)), int(self.unknown.sum()))
+        return self.pool.argsort(descending=True, stable=True)[:count]
+
+
+def doubts(pool: Measured, wanted: Measured, believed: Tensor) -> Doubts:
+    """Doubt of every label, by the pool's layer and by one that is fitted to the wanted samples.
+
+    Args:
+        pool: Measurements of n samples.
+        wanted: Measurements of m samples that are sure, by the same model.
+        believed: Probability of each label in the pool by the pool's own layer, shape (n,).
+
+    Raises:
+        ValueError: For losses without classes, labels that are not known, or wanted samples of one class only
+            or of another layer.
+
+    Example:
+        >>> from prunesampler import Budget, InfluencePruner
+        >>> x = torch.randn(90, 4, generator=torch.Generator().manual_seed(0))
+        >>> data = [(row, int(row[:3].argmax())) for row in x[:80]] + [(row, 0) for row in x[80:]]
+        >>> pruner = InfluencePruner(data, budget=Budget(count=20), progress=False)
+        >>> layer = torch.nn.Linear(4, 3)
+        >>> measured = pruner.measure(layer).measurements
+        >>> found = doubts(measured, measured.subset(torch.arange(40)), own_probability(measured))
+        >>> bool(found.pool[80:].mean() > found.pool[:80].mean())
+        True
+    """
+    held, sure = _check(pool, wanted)
+    assert held.labels is not None
+    assert sure.labels is not None
+    classes = held.hessian.size()[0]
+    (x, z), labels = _components(held.inputs, sure.inputs), held.labels
+    layer, kept_out = _fit(z, sure.labels, classes)
+    by_target = _surprise((x @ layer.T).softmax(1), labels)
+    by_pool = -believed.double().clamp(min=LEAST).log()
+    wanted_by_target = _surprise(kept_out, sure.labels)
+    wanted_by_pool = -own_probability(sure).double().clamp(min=LEAST).log()
+    found, of_wanted = torch.zeros(len(held)).double(), torch.zeros(len(sure)).double()
+    for mine, theirs in ((by_target, wanted_by_target), (by_pool, wanted_by_pool)):
+        mean, deviation = mine.mean(), mine.std().clamp(min=1e-12)
+        found += (mine - mean) / deviation
+        of_wanted += (theirs - mean) / deviation
+    unknown = ~torch.isin(labels, sure.labels)
+    found[unknown] = found.max() + 1
+    return Doubts(found, of_wanted, unknown)
+
+
+def believed(pool: Measurements, influence: Influence) -> Tensor:
+    """Probability of each label by the pool's layer, had it not been trained on the sample, shape (n,).
+
+    Where the curvature is not the exact one, as it is in the sample.
+    """
+    if not is_exact(influence) or pool.labels is None:
+        return own_probability(pool)
+    return leave_one_out(pool, influence).gather(1, pool.labels[:, None])[:, 0]
+
+
+def own_probability(measurements: Measurements) -> Tensor:
+    """In-sample probability of each sample's label, shape (n,)."""
+    hessian, labels = measurements.hessian, measurements.labels
+    if labels is None:
+        raise ValueError(UNLABELLED)
+    if isinstance(hessian, TopHessian):
+        own: Tensor = (hessian.probabilities * (hessian.outputs == labels[:, None])).sum(1)
+        return own
+    assert isinstance(hessian, SoftmaxHessian)
+    return hessian.probabilities.gather(1, labels[:, None])[:, 0]
+
+
+def _check(pool: Measured, wanted: Measured) -> tuple[Measurements, Measurements]:
+    """Both as samples with classes.
+
+    Raises:
+        ValueError: If they are not, or do not fit together.
+    """
+    held, sure = check_classes(pool), check_classes(wanted)
+    if held.labels is None or sure.labels is None:
+        raise ValueError(UNLABELLED)
+    if held.inputs.shape[1] != sure.inputs.shape[1] or held.hessian.size() != sure.hessian.size():
+        raise ValueError(
+            f"the wanted samples were measured at a layer of {sure.inputs.shape[1]} inputs and "
+            f"{sure.hessian.size()[0]} outputs, the pool at one of {held.inputs.shape[1]} and "
+            f"{held.hessian.size()[0]}; measure both with the same model"
+        )
+    present = sure.labels.unique()  # type: ignore[no-untyped-call]
+    if len(present) < 2:
+        raise ValueError(
+            f"all {len(sure)} wanted samples have label {int(present[0])}: a layer that tells classes apart takes "
+            "at least two; give wanted samples of more classes"
+        )
+    return held, sure
+
+
+def _components(pool: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Leading principal components of the features, of variance one on average, with a bias; float64."""
+    some = pool[:: -(-len(pool) // LOOKED_AT)].double()
+    mean = some.mean(0)
+    values, vectors = torch.linalg.eigh((some - mean).T @ (some - mean) / len(some))
+    count = min(COMPONENTS, len(values))
+    scale = values[-count:].mean().clamp(min=1e-30).sqrt()
+
+    def of(features: Tensor) -> Tensor:
+        seen = (features.double() - mean) @ vectors[:, -count:] / scale
+        return torch.cat([seen, torch.ones(len(seen), 1, dtype=torch.float64)], 1)
+
+    return of(pool), of(wanted)
+
+
+def _fit(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """The layer (C, D) whose penalty has the lowest leave-one-out loss, and those predictions, (m, C)."""
+    best = None
+    for penalty in PENALTIES:
+        layer = _minimum(x, labels, classes, penalty)
+        kept_out = _kept_out(x, labels, layer, penalty)
+        loss = float(_surprise(kept_out, labels).mean())
+        if best is None or loss < best[0]:
+            best = loss, layer, kept_out
+    assert best is not None
+    return best[1], best[2]
+
+
+def _minimum(x: Tensor, labels: Tensor, classes: int, penalty: float) -> Tensor:
+    """The layer at the minimum of the mean loss and the penalty."""
+    layer = torch.zeros(classes, x.shape[1], dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS(
+        [layer], max_iter=300, tolerance_change=1e-10, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> float:
+        with torch.enable_grad():
+            value = F.cross_entropy(x @ layer.T, labels) + penalty / 2 * layer.square().sum()
+            (layer.grad,) = torch.autograd.grad(value, [layer])
+        return float(value.detach())
+
+    search.step(loss)  # type: ignore[no-untyped-call]
+    return layer.detach()
+
+
+def _kept_out(x: Tensor, labels: Tensor, layer: Tensor, penalty: float) -> Tensor:
+    """Predictions for each of these samples by a layer fitted to the others."""
+    p = (x @ layer.T).softmax(1)
+    delta = p.scatter(1, labels[:, None], 0.0)
+    delta = delta.scatter(1, labels[:, None], -delta.sum(1, keepdim=True))
+    held = Measurements(
+        delta, x, SoftmaxHessian(p, torch.ones(len(x)).double()), torch.zeros(len(x)), labels
+    )
+    exact = held.parameters <= EXACT
+    curvature = ExactCurvature(damping=penalty) if exact else BlockCurvature(damping=penalty)
+    influence = Influence.build(held.rows(), curvature.factorise(held))
+    return leave_one_out(held, influence).double()
+
+
+def _surprise(probabilities: Tensor, labels: Tensor) -> Tensor:
+    own = probabilities.double().gather(1, labels[:, None])[:, 0]
+    return -own.clamp(min=LEAST).log()
