@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
+from torch.utils.data import TensorDataset
 
-from prunesampler import Budget, Selection
+from prunesampler import Budget, InfluencePruner, Selection
 from prunesampler.base.files import STATE, pack, pack_state, unpack_state, write_atomically
 from prunesampler.base.indices import complement
 
@@ -377,3 +378,47 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@given(
+    st.lists(st.integers(0, 30), min_size=2, max_size=6).filter(lambda c: sum(c) >= 2),
+    st.integers(0, 5), st.floats(0.02, 0.98),
+)  # fmt: skip
+def test_equal_classes_are_as_even_as_they_can_be(counts, least, share):
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    n = len(labels)
+    kept = n - min(max(1, round(share * n)), n - 1)
+    found = (
+        Budget(count=n - kept, min_per_class=least, per_class="equal")
+        .floors(labels, n - kept)
+        .tolist()
+    )
+    floors = [min(c, least) for c in counts][: len(found)]
+    assert all(f <= k <= c for f, k, c in zip(floors, found, counts, strict=False))
+    if sum(floors) <= kept:
+        assert sum(found) == kept
+    for a, floor in zip(found, floors, strict=True):
+        for b, count in zip(found, counts, strict=False):
+            assert a <= b + 1 or a == floor or b == count
+
+
+@pytest.mark.filterwarnings("ignore:the .* pruned samples are no better")
+def test_a_selection_keeps_as_many_of_every_class():
+    torch.manual_seed(0)
+    labels = torch.cat([torch.zeros(100), torch.ones(40), torch.full((15,), 2)]).long()
+    data = TensorDataset(torch.randn(155, 6), labels)
+    model = torch.nn.Linear(6, 3)
+    for fraction, expected in ((0.5, [32, 31, 15]), (0.9, [6, 5, 5]), (0.2, [69, 40, 15])):
+        budget = Budget(fraction=fraction, per_class="equal")
+        found = InfluencePruner(data, budget=budget, progress=False).select(model)
+        assert sorted(torch.bincount(labels[found.kept]).tolist(), reverse=True) == expected
+        assert Selection.from_bytes(found.to_bytes()).budget == budget
+
+
+def test_equal_classes_are_not_proportional_ones():
+    with pytest.raises(ValueError, match='give per_class="equal", or proportional=True'):
+        Budget(count=3, per_class="equal", proportional=True)
+    with pytest.raises(ValueError, match="per_class='same'"):
+        Budget(count=3, per_class="same")
+    with pytest.raises(ValueError, match='per_class="equal" needs the class of every sample'):
+        Budget(count=1, per_class="equal").floors(None)

@@ -1,0 +1,272 @@
+"""An audit finds what was put into a pool, and says what does not apply; nothing is changed by looking."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from prunesampler import (
+    Audit,
+    Budget,
+    CrossEntropy,
+    ExactCurvature,
+    IdentityCurvature,
+    InfluencePrunedSampler,
+    InfluencePruner,
+    PruningCallback,
+    Scores,
+    SquaredError,
+    Target,
+    TokenCrossEntropy,
+    cross_split,
+    suspects_from,
+)
+from prunesampler.base.files import pack_state, unpack_state
+
+CENTRES = 3 * torch.randn(8, 24, generator=torch.Generator().manual_seed(3))
+
+
+def places(n, seed, off=0, wrong=0, copied=0):
+    """Samples of four classes; the last are copies, before them such of other places, the first wrong."""
+    torch.manual_seed(seed)
+    labels = torch.arange(n) % 4
+    place = labels.clone()
+    place[n - off :] = torch.randint(4, 8, (off,))
+    x = CENTRES[place] + torch.randn(n, 24)
+    labels[:wrong] = (labels[:wrong] + 1 + torch.randint(0, 3, (wrong,))) % 4
+    if copied:
+        x = torch.cat([x, x[n // 2 : n // 2 + copied] + 0.01 * torch.randn(copied, 24)])
+        labels = torch.cat([labels, labels[n // 2 : n // 2 + copied]])
+    return TensorDataset(x, labels)
+
+
+def fitted(data):
+    """A layer at the minimum of its loss."""
+    x, y = data.tensors
+    model = nn.Sequential(nn.Linear(24, 4))
+    search = torch.optim.LBFGS(model.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss():
+        search.zero_grad()
+        penalty = sum(p.square().sum() for p in model.parameters())
+        value = nn.functional.cross_entropy(model(x), y) + 0.005 * penalty
+        value.backward()
+        return value
+
+    search.step(loss)
+    return model
+
+
+def pruner(data, **options):
+    options = {"budget": Budget(fraction=0.3), "curvature": ExactCurvature(damping=0.01), **options}
+    return InfluencePruner(data, progress=False, **options)
+
+
+def test_what_was_put_in_is_found():
+    data = places(800, 0, off=200, wrong=60, copied=50)
+    scores = pruner(data, objective=Target(places(120, 9))).measure(fitted(data))
+    audit = scores.audit()
+    assert isinstance(audit, Audit)
+    assert {i if i < 450 else i - 400 for i in audit.copies.indices.tolist()} == {*range(400, 450)}
+    assert len(audit.copies) == 50
+    assert int((audit.groups >= 0).sum()) == 100
+    wrong, off = audit.suspects.indices < 60, audit.suspects.indices >= 600
+    assert float((wrong | off).double().mean()) > 0.95
+    assert int(wrong.sum()) > 50
+    found = set(audit.off_target.indices.tolist())
+    put_in = set(range(600, 800)) | set(range(60))
+    assert len(found & put_in) > 0.85 * len(put_in)
+    assert len(found - put_in) < 0.15 * len(put_in)
+    assert audit.counts.tolist() == torch.bincount(data.tensors[1]).tolist()
+    assert 0.5 <= audit.headroom <= 1
+    assert 0 < audit.directions <= 75
+    text = str(audit)
+    assert all(
+        word in text
+        for word in ("near copies", "suspect labels", "off-target", "headroom", "classes")
+    )
+    for finding in (audit.copies, audit.suspects, audit.off_target):
+        assert len(finding.indices) == len(finding.confidence)
+        assert finding.confidence.tolist() == sorted(finding.confidence.tolist(), reverse=True)
+        assert (
+            not len(finding)
+            or 0 <= float(finding.confidence.min()) <= float(finding.confidence.max()) <= 1
+        )
+
+
+def test_a_clean_pool_has_nothing_to_drop():
+    data = places(800, 1)
+    audit = pruner(data, objective=Target(places(120, 9))).measure(fitted(data)).audit()
+    assert len(audit.copies) == len(audit.off_target) == 0
+    assert len(audit.suspects) <= 4
+    assert "none" in audit.copies.advice
+
+
+def test_what_is_dropped_goes():
+    data = places(600, 0, wrong=60, copied=40)
+    held = pruner(data)
+    scores = held.measure(fitted(data))
+    audit = scores.audit()
+    chosen = pruner(data, constraints=audit.drop("copies", "suspects")).choose_from(scores)
+    gone = set(audit.copies.indices.tolist()) | set(audit.suspects.indices.tolist())
+    assert gone <= set(chosen.pruned.tolist())
+    assert len(chosen.pruned) == round(0.3 * 640)
+    for names in ((), ("copy",), ("copies", "spam")):
+        with pytest.raises(ValueError, match=r"drop takes some of copies, suspects, off_target"):
+            audit.drop(*names)
+
+
+def test_looking_changes_nothing():
+    data = places(200, 0)
+    model, sampler = fitted(data), InfluencePrunedSampler(data)
+    before = copy.deepcopy(model.state_dict())
+    scores = pruner(data).measure(model)
+    again = scores.measurements.delta.clone()
+    scores.audit()
+    assert len(sampler.kept) == 200
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert torch.equal(scores.measurements.delta, again)
+
+
+def test_wanted_scores_by_the_same_model():
+    data, sure = places(400, 0, off=150), places(120, 9)
+    model = fitted(data)
+    given = pruner(data).measure(model).audit(wanted=pruner(sure).measure(model))
+    held = pruner(data, objective=Target(sure)).measure(model).audit()
+    assert torch.equal(given.off_target.indices, held.off_target.indices)
+    with pytest.raises(ValueError, match="measured at a layer of"):
+        other = nn.Sequential(nn.Linear(24, 5))
+        pruner(data).measure(model).audit(wanted=pruner(sure).measure(other))
+
+
+def test_a_regression_says_what_it_can():
+    torch.manual_seed(0)
+    x = torch.randn(100, 16)
+    data = TensorDataset(torch.cat([x, x[:3]]), torch.randn(103, 1))
+    scores = pruner(
+        data, losses=SquaredError(), budget=Budget(fraction=0.3, min_per_class=0)
+    ).measure(nn.Sequential(nn.Linear(16, 1)))
+    audit = scores.audit()
+    assert len(audit.copies) == 3
+    assert "not applicable: the loss has no classes" in audit.suspects.advice
+    assert "unknown" in audit.remarks["classes"]
+    with pytest.raises(ValueError, match="no classes"):
+        scores.leave_one_out()
+
+
+def test_features_that_are_all_the_same_are_named():
+    x = torch.ones(40, 6)
+    data = TensorDataset(x, torch.arange(40) % 2)
+    audit = pruner(data).measure(nn.Sequential(nn.Linear(6, 2))).audit()
+    assert "not applicable: all 40 samples have the same features" in audit.copies.advice
+    with pytest.raises(ValueError, match="is a cosine"):
+        pruner(places(60, 0)).measure(nn.Sequential(nn.Linear(24, 4))).audit(similar=7)
+
+
+def test_unequal_classes_are_named():
+    labels = torch.cat([torch.zeros(300), torch.ones(20), torch.full((10,), 2)]).long()
+    data = TensorDataset(torch.randn(330, 12), labels)
+    audit = pruner(data).measure(nn.Sequential(nn.Linear(12, 3))).audit()
+    assert "from 10 to 300 samples" in audit.remarks["classes"]
+    assert 'Budget(per_class="equal")' in audit.remarks["classes"]
+
+
+def test_sequences_are_audited_as_far_as_they_go():
+    data = TensorDataset(torch.randn(40, 5, 8), torch.randint(0, 3, (40, 5)))
+    scores = pruner(data, losses=TokenCrossEntropy()).measure(nn.Sequential(nn.Linear(8, 3)))
+    audit = scores.audit()
+    assert "not applicable" in audit.copies.advice
+    assert "not applicable" in audit.suspects.advice
+    assert audit.headroom > 0.5
+
+
+@pytest.mark.filterwarnings("ignore:the .* pruned samples are no better")
+@pytest.mark.parametrize("curvature", [ExactCurvature(damping=0.01), None, IdentityCurvature()])
+def test_scores_outlive_the_process(tmp_path, curvature):
+    data = places(300, 0, wrong=20)
+    held = pruner(data, curvature=curvature, objective=Target(places(80, 9)))
+    model = fitted(data)
+    scores = held.measure(model)
+    scores.save(tmp_path / "scores")
+    again = Scores.load(tmp_path / "scores")
+    assert len(again) == 300
+    assert torch.equal(again.labels, scores.labels)
+    for budget in (Budget(count=50), Budget(fraction=0.5)):
+        chosen = [
+            pruner(data, budget=budget, curvature=curvature).choose_from(s).pruned
+            for s in (scores, again)
+        ]
+        assert torch.equal(*chosen)
+    assert str(again.audit()) == str(scores.audit())
+    assert torch.equal(held.choose_from(again).pruned, held.select(model).pruned)
+
+
+def test_scores_of_another_dataset_are_refused(tmp_path):
+    data = places(300, 0)
+    scores = pruner(data).measure(fitted(data))
+    with pytest.raises(ValueError, match="scores are of 300 samples, this dataset has 200"):
+        pruner(places(200, 0)).choose_from(scores)
+    x, y = data.tensors
+    with pytest.raises(ValueError, match="of another dataset of 300 samples"):
+        pruner(TensorDataset(x, (y + 1) % 4)).choose_from(scores)
+    with pytest.raises(ValueError, match="Target needs wanted samples, and these scores hold none"):
+        pruner(data, objective=Target(places(50, 9))).choose_from(scores)
+
+
+def test_files_that_are_not_scores_are_refused(tmp_path):
+    data = places(60, 0)
+    scores = pruner(data).measure(fitted(data))
+    path = tmp_path / "scores"
+    scores.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    with pytest.raises(ValueError, match="not a whole file"):
+        Scores.load(path)
+    path.write_bytes(json.dumps({"scores": 3}).encode())
+    with pytest.raises(ValueError, match="not a file"):
+        Scores.load(path)
+    state = unpack_state(whole)
+    for damage in (
+        {"samples": 61}, {"samples": -1}, {"curvature": "Mine"}, {"scores": {**state["scores"], "delta": None}},
+        {"scores": {**state["scores"], "outline": 7}}, {"scores": {k: state["scores"][k] for k in ("delta", "inputs")}},
+    ):  # fmt: skip
+        path.write_bytes(pack_state({**state, **damage}))
+        with pytest.raises(ValueError, match="."):
+            Scores.load(path)
+    path.write_bytes(pack_state({"other": 1}))
+    with pytest.raises(ValueError, match="holds no scores"):
+        Scores.load(path)
+
+
+def test_a_split_judges_by_the_network_that_did_not_see(tmp_path):
+    data, split = places(400, 0, wrong=80), cross_split(400, seed=4)
+    assert sorted(split.first.tolist() + split.second.tolist()) == list(range(400))
+    assert not torch.equal(split.first, cross_split(400, seed=5).first)
+    held = pruner(data)
+    halves = [
+        TensorDataset(*(t[half] for t in data.tensors)) for half in (split.first, split.second)
+    ]
+    first, second = (held.measure(fitted(half)) for half in halves)
+    found = suspects_from(first, second, split, times=1)
+    x, y = data.tensors
+    judged = torch.empty(400, 4)
+    judged[split.second] = fitted(halves[0])(x[split.second]).detach()
+    judged[split.first] = fitted(halves[1])(x[split.first]).detach()
+    assert set(found.indices.tolist()) == set((judged.argmax(1) != y).nonzero()[:, 0].tolist())
+    assert float((found.indices < 80).double().mean()) > 0.75
+    with pytest.raises(ValueError, match="scores are of 400 samples"):
+        suspects_from(first, second, cross_split(300))
+    with pytest.raises(ValueError, match="1 sample cannot be split"):
+        cross_split(1)
+
+
+def test_the_callback_cleans_with_target():
+    data, sure = places(400, 0, off=120), places(100, 9)
+    model, sampler = fitted(data), InfluencePrunedSampler(data)
+    chosen = pruner(data, objective=Target(sure), losses=CrossEntropy())
+    selection = PruningCallback(sampler, chosen, warmup_epochs=1).on_epoch_end(0, model)
+    assert float((selection.pruned >= 280).double().mean()) > 0.9
+    assert len(sampler.kept) == 280
