@@ -65,11 +65,10 @@ def _measured(
 
 
 def example_scores(samples: int = 200) -> Scores:
-    """Scores of the same layer, with a mean gradient of wanted samples."""
+    """Scores of the same layer, with wanted samples."""
     measured = example_measurements(samples=samples)
     influence = Influence.build(measured.rows(), ExactCurvature(damping=0.01).factorise(measured))
-    wanted = measured[:20].rows().sum() / 20
-    return Scores(measured, influence, measured.labels, wanted, {}, "head")
+    return Scores(measured, influence, measured.labels, measured[:20], {}, "head")
 
 
 def check_sampler(make: Callable[..., Any]) -> None:
@@ -519,9 +518,10 @@ def _check_metric(objective: Objective, influence: Influence, shape: tuple[int, 
 
 
 def _content(scores: Scores) -> list[Tensor]:
-    held = scores.measurements
-    tensors = [held.delta, held.inputs, held.losses, *held.hessian.tensors.values()]
-    tensors += [part for part in (scores.wanted, scores.labels) if part is not None]
+    parts = [part for part in (scores.measurements, scores.wanted) if part is not None]
+    tensors = [] if scores.labels is None else [scores.labels]
+    for held in (part.tokens for part in parts):
+        tensors += [held.delta, held.inputs, held.losses, *held.hessian.tensors.values()]
     return [tensor.clone() for tensor in tensors]
 
 

@@ -17,7 +17,7 @@ from prunesampler import (
     Constraints,
     InfluencePruner,
     Price,
-    Target,
+    WantedLoss,
     costs,
 )
 from prunesampler.influence import conjugate
@@ -217,7 +217,7 @@ def test_objectives_for_a_large_head(large):
     data, model, state = large
     generator = torch.Generator().manual_seed(1)
     wanted = TensorDataset(torch.randn(30, 128, generator=generator), torch.arange(30))
-    target = pruner_of(data, objective=Target(wanted, weight=5.0)).select(model)
+    target = pruner_of(data, objective=WantedLoss(wanted, weight=5.0)).select(model)
     assert len(target.pruned) == 240
     price = Price(costs.el2n, weight=2.0)
     pruner = pruner_of(data, objective=price)
