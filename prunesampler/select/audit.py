@@ -16,7 +16,7 @@ from prunesampler.influence.sequences import Measured, Sequences
 from prunesampler.pool.copies import copies, originals, unusual
 from prunesampler.pool.copies import directions as pointing
 from prunesampler.pool.suspects import TIMES, suspects
-from prunesampler.pool.wanted import believed, doubts, own_probability
+from prunesampler.pool.wanted import doubts, own_probability
 from prunesampler.solve.budget import Constraints
 
 SKEWED = 0.8
@@ -105,8 +105,8 @@ class Audit:
             raise ValueError(
                 f"{len(broken)} samples have numbers that are not finite, the first is {int(broken[0])}"
             )
-        suspect, doubt = _suspects(measurements, influence)
-        twins, groups = _copies(measurements, doubt, similar)
+        suspect, own = _suspects(measurements, influence)
+        twins, groups = _copies(measurements, 1 - own, similar)
         share, known = headroom(measurements.errors), directions(measurements, influence)
         counts = None if labels is None else torch.bincount(labels)
         remarks = {
@@ -114,7 +114,7 @@ class Audit:
             "classes": _classes(counts),
             "layer": _layer(measurements, known),
         }
-        target = _off_target(measurements, influence, wanted)
+        target = _off_target(measurements, wanted, own)
         return cls(len(measurements), share, twins, groups, suspect, target, counts, known, remarks)
 
     def drop(self, *names: str) -> Constraints:
@@ -160,13 +160,13 @@ class Audit:
 
 
 def _suspects(measurements: Measured, influence: Influence) -> tuple[Finding, Tensor]:
-    """Suspect labels, and how little every label is believed, shape (n,)."""
-    nobody = torch.zeros(len(measurements))
+    """Suspect labels, and the probability of every label as `doubts` takes it, shape (n,); 1 if unknown."""
+    unknown = torch.ones(len(measurements))
     try:
         held = check_classes(measurements)
         own_probability(held)
     except ValueError as error:
-        return Finding(*NOTHING, f"not applicable: {error}"), nobody
+        return Finding(*NOTHING, f"not applicable: {error}"), unknown
     assert held.labels is not None
     p = leave_one_out(held, influence)
     indices, sure = suspects(p, held.labels)
@@ -177,7 +177,10 @@ def _suspects(measurements: Measured, influence: Influence) -> tuple[Finding, Te
         if len(indices)
         else f"none: nowhere {text}"
     )
-    return Finding(indices, sure, advice), 1 - p.gather(1, held.labels[:, None])[:, 0]
+    judged = (
+        p.gather(1, held.labels[:, None])[:, 0] if is_exact(influence) else own_probability(held)
+    )
+    return Finding(indices, sure, advice), judged
 
 
 def _copies(measurements: Measured, doubt: Tensor, similar: float | None) -> tuple[Finding, Tensor]:
@@ -217,14 +220,13 @@ def _differing(groups: Tensor, labels: Tensor | None) -> int:
     return int((torch.bincount(pairs[0]) > 1).sum())
 
 
-def _off_target(measurements: Measured, influence: Influence, wanted: Measured | None) -> Finding:
-    """Samples that are less at home among the wanted than nearly all of these."""
+def _off_target(measurements: Measured, wanted: Measured | None, own: Tensor) -> Finding:
+    """Samples that are not like the wanted ones; ``own`` is what `_suspects` returns."""
     if wanted is None:
         return Finding(
             *NOTHING, "no wanted samples given: give wanted=, the scores of some that are sure"
         )
-    held = check_classes(measurements)
-    found = doubts(held, wanted, believed(held, influence))
+    found = doubts(measurements, wanted, own)
     indices, lacking = found.off_target(), int(found.unknown.sum())
     if not len(indices):
         return Finding(
