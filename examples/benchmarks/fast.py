@@ -29,7 +29,7 @@ from prunesampler.train.hardest import TrajectoryPruner
 from prunesampler.train.recorder import TrajectoryRecorder
 from prunesampler.train.trajectory import Trajectory
 
-WEIGHT_DECAY, SMOOTHING = 1e-3, 0.2
+WEIGHT_DECAY = 1e-3
 OWN = ("own", "infobatch", "balanced")
 Choice = tuple[Tensor, Tensor | None]
 """Indices to keep, and the weight of every sample's loss."""
@@ -51,6 +51,7 @@ class Plan:
         mix: Share of the kept that is drawn at random.
         first: Number of epochs on all data at the beginning.
         last: Number of epochs on all data at the end.
+        smoothing: Share of each target that is spread over all classes.
         alternate: Whether each image is mirrored at every second visit, or by chance.
         half: Whether layers compute in bfloat16: twice as fast with AVX-512 bf16, slower without it.
     """
@@ -65,6 +66,7 @@ class Plan:
     first: int = 0
     last: int = 0
     batch_size: int = 500
+    smoothing: float = 0.2
     alternate: bool = True
     half: bool = False
 
@@ -99,6 +101,7 @@ class Run:
     epochs: int
     headrooms: list[float]
     trajectory: Trajectory
+    model: nn.Module
 
 
 def chooser(
@@ -169,7 +172,7 @@ def train(images: Images, plan: Plan, recorded: Trajectory | None = None) -> Run
         for _, picked in zip(range(steps), loader, strict=False):
             x, y = views.of(picked)
             outputs = logits(model, x, plan.half)
-            losses = F.cross_entropy(outputs, y, label_smoothing=SMOOTHING, reduction="none")
+            losses = F.cross_entropy(outputs, y, label_smoothing=plan.smoothing, reduction="none")
             seen[picked] = losses.detach()
             optimizer.zero_grad()
             (losses if weights is None else losses * weights[picked]).mean().backward()
@@ -180,7 +183,7 @@ def train(images: Images, plan: Plan, recorded: Trajectory | None = None) -> Run
     found = recorder.trajectory
     return Run(
         accuracy(model, images, plan.half), seconds, choosing, sum(steps for _, steps in epochs),
-        len(epochs), found.headrooms(), found,
+        len(epochs), found.headrooms(), found, model,
     )  # fmt: skip
 
 
@@ -212,7 +215,9 @@ def cost_of_recording(images: Images, plan: Plan) -> float:
         recorder = TrajectoryRecorder(sampler, loader, head) if records else None
         started = time.process_time()
         for _ in loader:
-            F.cross_entropy(logits(head, x, plan.half), y, label_smoothing=SMOOTHING).backward()
+            F.cross_entropy(
+                logits(head, x, plan.half), y, label_smoothing=plan.smoothing
+            ).backward()
         if recorder:
             recorder.on_epoch_end()
         return time.process_time() - started

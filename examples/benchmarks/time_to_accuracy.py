@@ -159,7 +159,7 @@ def work(options: argparse.Namespace, job: Job) -> Job:
     run = train(images, plan, proxy)
     if job["row"] in PROXIES:
         run.trajectory.save(file_of(options, job["row"], job["seed"]))
-    made = {key: value for key, value in vars(run).items() if key != "trajectory"}
+    made = {key: value for key, value in vars(run).items() if key not in ("trajectory", "model")}
     recording = cost_of_recording(images, plan) * run.steps * plan.batch_size / len(images.train)
     return {
         **job, **made, "recording": recording, "width": plan.width, "length": plan.epochs,
