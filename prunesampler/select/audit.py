@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunesampler.base.indices import complement
 from prunesampler.influence.directions import directions
 from prunesampler.influence.headroom import advice, headroom
 from prunesampler.influence.influence import Influence
@@ -135,6 +136,12 @@ class Audit:
         if len(gone) == self.num_samples:
             raise ValueError(f"this would drop all {self.num_samples} samples")
         return Constraints(prune=gone)
+
+    def kept(self, *names: str) -> Tensor:
+        """What is left without these findings, int64, ascending, for ``sampler.restrict``; see `drop`."""
+        gone = self.drop(*names).prune
+        assert isinstance(gone, Tensor)
+        return complement(gone, self.num_samples)
 
     def __str__(self) -> str:
         lines = [f"| {self.num_samples} samples | found | share | |", "|---|---|---|---|"]

@@ -114,6 +114,7 @@ def test_what_is_dropped_goes():
     gone = set(audit.copies.indices.tolist()) | set(audit.suspects.indices.tolist())
     assert gone <= set(chosen.pruned.tolist())
     assert len(chosen.pruned) == round(0.3 * 640)
+    assert set(audit.kept("copies", "suspects").tolist()) == set(range(640)) - gone
     for names in ((), ("copy",), ("copies", "spam")):
         with pytest.raises(ValueError, match=r"drop takes some of copies, suspects, off_target"):
             audit.drop(*names)

@@ -1,0 +1,147 @@
+"""What a pruner answers from scores at hand, without a pass over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from prunesampler.base.checks import warn
+from prunesampler.base.processes import current_group, together
+from prunesampler.influence.states import class_labels
+from prunesampler.influence.weights import SPREAD
+from prunesampler.measure.reading import Reading
+from prunesampler.measure.scored_set import ScoredSet
+from prunesampler.select.choosing import choose_together, weigh_together
+from prunesampler.select.scores import Scores, check_same
+from prunesampler.select.selection import Selection
+from prunesampler.select.selector import Selector
+from prunesampler.solve.budget import Budget
+
+
+class AnswersFromScores:
+    """The part of `prunesampler.InfluencePruner` that needs no model.
+
+    Attributes:
+        num_samples: number of samples n.
+        budget: how much to prune.
+        progress: whether progress is shown in the terminal.
+
+    Example:
+        >>> from prunesampler import InfluencePruner
+        >>> issubclass(InfluencePruner, AnswersFromScores)
+        True
+    """
+
+    num_samples: int
+    budget: Budget
+    progress: bool
+    _data: ScoredSet
+    _selector: Selector
+
+    @property
+    def reading(self) -> Reading:
+        """How samples are read."""
+        raise NotImplementedError
+
+    def choose_from(self, scores: Scores | None) -> Selection:
+        """Select from scores at hand, by this pruner's budget, objective and constraints, without a pass.
+
+        Call it on all processes. The scores may be another pruner's over the same samples, or loaded.
+
+        Args:
+            scores: Scores on rank 0; None on the others.
+
+        Raises:
+            ValueError: If they are of another dataset, hold no wanted samples that the objective needs, or the
+                budget cannot be met.
+
+        Example:
+            >>> import torch
+            >>> from prunesampler import InfluencePruner
+            >>> data = [(torch.randn(4), i % 3) for i in range(60)]
+            >>> scores = InfluencePruner(data, budget=Budget(count=9), progress=False).measure(torch.nn.Linear(4, 3))
+            >>> more = InfluencePruner(data, budget=Budget(count=30), progress=False)
+            >>> len(more.choose_from(scores).pruned)
+            30
+        """
+        group = self._data.meet("choose_from", self.reading)
+
+        def ready() -> Scores | None:
+            if scores is None:
+                return None
+            check_same(scores, self.num_samples, self._data.look(self.reading))
+            if self._selector.objective.wanted is not None and scores.wanted is None:
+                raise ValueError(
+                    f"{type(self._selector.objective).__name__} needs wanted samples, and these scores hold none; "
+                    "measure with a pruner of this objective"
+                )
+            metric = self._selector.objective.metric
+            return replace(scores, influence=replace(scores.influence, metric=metric))
+
+        held = together(group, ready)
+        return self._warned(choose_together(held, self._selector.select, "solving", self.progress))
+
+    def redraw(self, scores: Scores | None, ages: Tensor, *, certify: bool = False) -> Selection:
+        """Select again from the same scores; call it on all processes.
+
+        Args:
+            scores: Scores that `measure` returned on rank 0; None on the others.
+            ages: Number of draws in a row for which each sample was left out, or, as a negative
+                number, kept; int64, shape (n,). Zeros give the selection that `select` gives.
+            certify: Whether to compute the Newton shift and the kept curvature, which takes longer.
+        """
+        current_group().meet("redraw")
+        choose = partial(self._selector.redraw, ages=ages, certify=certify)
+        return choose_together(scores, choose, "redrawing", self.progress)
+
+    def weights(
+        self, scores: Scores | None, selection: Selection, spread: float = SPREAD
+    ) -> Tensor:
+        """Weights, float32, shape (n - m,), to fit a head to ``selection.kept`` by ``sample_weight``.
+
+        With them the head is nearer to that of all samples. ``dataclasses.replace(selection,
+        weights=...)`` keeps them with the selection. Call this on all processes.
+
+        Args:
+            scores: Scores that `measure` returned on rank 0; None on the others.
+            selection: Which samples are kept.
+            spread: Largest root mean square of ``weights - 1`` (see `kept_weights`).
+
+        Raises:
+            ValueError: If the selection is of another dataset, or ``spread`` is not positive.
+        """
+        current_group().meet("weights")
+        return weigh_together(scores, selection, spread)
+
+    def scores_from(self, state: Mapping[str, Any]) -> Scores:
+        """Build scores from their ``state_dict`` on rank 0, without a pass over the data.
+
+        Raises:
+            ValueError: If the state is incomplete, or belongs to another dataset.
+        """
+        chosen = self._selector
+        found = Scores.from_state(state, self.num_samples, chosen.curvature, chosen.center)
+        labels = (
+            found.labels if chosen.labels is None else class_labels(chosen.labels, self.num_samples)
+        )
+        influence = replace(found.influence, metric=chosen.objective.metric)
+        return replace(found, influence=influence, labels=labels)
+
+    def _warned(self, selection: Selection) -> Selection:
+        """The selection, with a warning where it is worth little."""
+        if current_group().rank != 0:
+            return selection
+        if not len(selection.pruned) and self.budget.epsilon:
+            warn(
+                f"no sample was pruned: epsilon={self.budget.epsilon} is below the shift of every set found"
+            )
+        if not (selection.beats_random or selection.metadata["cost"]):
+            warn(
+                f"the {len(selection.pruned)} pruned samples are no better chosen than at random: the "
+                f"predicted shift is {selection.ratio:.0%} of a random set's; selection.verdict says more"
+            )
+        return selection
