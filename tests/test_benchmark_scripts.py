@@ -146,14 +146,31 @@ def test_sets_are_files_that_other_networks_train_on(tmp_path):
         )
 
 
-def test_pools_and_fine_tuning_run(tmp_path):
+def test_pools_run_on_digits(tmp_path):
+    chosen = ["--pools", "junk 50 %", "near copies 30 %", "--seeds", "0"]
+    chosen += [
+        "--methods",
+        "all data",
+        "truth known",
+        "Target",
+        "audit, off-target",
+        "audit, copies",
+    ]
+    printed, rows = run("pools", tmp_path, *chosen)
+    made = {(row["job"]["pool"], row["job"]["method"]): row["result"] for row in rows}
+    junk = {name: result for (pool, name), result in made.items() if pool == "junk 50 %"}
+    assert junk["all data"]["kept_bad"] == 0.5
+    assert junk["truth known"]["kept_bad"] == 0
+    assert junk["truth known"]["precision"] == junk["truth known"]["recall"] == 1
+    assert junk["Target"]["dropped"] == 0.5
+    assert max(junk["Target"]["kept_bad"], junk["audit, off-target"]["kept_bad"]) < 0.25
+    assert junk["Target"]["accuracy"] > junk["all data"]["accuracy"] + 0.05
+    assert made["near copies 30 %", "audit, copies"]["recall"] > 0.9
+    assert "audit, off-target" in printed
+
+
+def test_fine_tuning_runs(tmp_path):
     options = ["--epochs=3", "--warmup-epochs=1", "--train-size=300", "--seeds", "0"]
-    chosen = ["--pools", "wrong labels", "--methods", "all data", "random", "without the bad"]
-    printed, rows = run("pools", tmp_path, *options, *chosen)
-    assert set(rows[0]["result"]["suspects"]) == {"warm-up", "end"}
-    assert rows[0]["result"]["kept_bad"] == pytest.approx(0.2)
-    assert rows[2]["result"]["kept_bad"] == 0
-    assert "self-influence" in printed
     small = ["--fractions", "0.5", "--backbone-epochs=2", "--plot", tmp_path / "f.png"]
     rows = run("finetuning", tmp_path, *options, *small)[1]
     frozen = [r["result"]["accuracy"] for r in rows if r["job"]["layers"] == "frozen"]
@@ -198,14 +215,15 @@ def test_times_have_the_error_of_leaving_a_seed_out():
 
 
 def test_a_missing_baseline_leaves_its_column_empty():
+    same = {"pool": "p", "kept_bad": 0.2, "dropped": 0.4, "precision": None, "recall": None}
     rows = [
-        {**row(method, 0.4, 0, accuracy), "pool": "p", "kept_bad": 0.2}
-        for method, accuracy in (("random", 0.5), ("influence", 0.6))
+        {**row(method, 0.4, 0, accuracy), **same}
+        for method, accuracy in (("all data", 0.5), ("Target", 0.6))
     ]
     lines = markdown(pool_accuracies(rows)).splitlines()
     cells = [cell.strip() for cell in lines[-1].split("|")[1:-1]]
-    assert cells[1] == "influence"
-    assert cells[-2:] == ["", "+10.0"]
+    assert cells[1:6] == ["Target", "1", "60.0", "+10.0", ""]
+    assert cells[6:10] == ["20.0", "40.0", "", ""]
 
 
 def test_the_fast_trainer_takes_the_steps_of_its_plan():

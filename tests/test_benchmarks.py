@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from corrupting import POOLS
 from data import digits as digit_images
 from ideas import FullEnd, inclusion, larger_steps, projected_gradients, whole_network
 from methods import METHODS, coverage, everything
 from models import convmixer, plain_cnn, resnet9, resnet18, tiny_resnet
-from pools import good_first
+from pools import APPLICABLE, accuracy
+from pools_data import POOLS, SKEW, Drawing, Sizes, load
+from pools_methods import METHODS as POOL_METHODS
+from pools_methods import Task
 from torch import nn
 from training import Progress, Recipe, fresh, train
 
@@ -212,44 +214,83 @@ def test_larger_steps_weigh_as_infobatch_does_on_average(progress):
     assert float(weights.mean()) == pytest.approx(sum(means) / 200, rel=0.01)
 
 
+@pytest.fixture(scope="module")
+def features():
+    return load(None)
+
+
+def drawn(name, features, seed=3):
+    return POOLS[name](Drawing(features, Sizes(pool=300, wanted=50), seed))
+
+
+def sources(pool, features):
+    """The training sample that each of the pool's is nearest to, and how near."""
+    distances = torch.cdist(pool.x, features.x)
+    return distances.argmin(1), distances.amin(1)
+
+
 @pytest.mark.parametrize(
     ("name", "share"),
-    [("wrong labels", 0.2), ("near copies", 0.3), ("other classes", 0.5), ("corrupted", 0.5)],
-)
-def test_pools_are_bad_where_they_say(name, share, images, progress):
-    pool, again = (POOLS[name](images, 3) for _ in range(2))
-    (x, y), (old_x, old_y) = pool.images.train.tensors, images.train.tensors
-    assert torch.equal(x, again.images.train.tensors[0])
-    assert float(pool.bad.float().mean()) == pytest.approx(share, abs=0.05)
-    assert torch.equal(x[~pool.bad], old_x[~pool.bad])
-    assert torch.equal(y[~pool.bad], old_y[~pool.bad])
-    if name == "wrong labels":
-        assert (y[pool.bad] != old_y[pool.bad]).all()
-        assert torch.equal(x, old_x)
-    elif name == "other classes":
-        assert (y[pool.bad] >= 5).all()
-        assert (pool.images.test.tensors[1] < 5).all()
-    elif name == "near copies":
-        assert len(y[pool.bad]) == 90
-    else:
-        assert torch.equal(y, old_y)
-        assert (x[pool.bad] != old_x[pool.bad]).flatten(1).any(1).all()
-    assert len(pool.validation) == pytest.approx(len(pool.images.test) / 9, abs=1)
-    kept = good_first(progress, pool.bad)
-    assert len(kept) == 180
-    assert int(pool.bad[kept].sum()) == max(0, 180 - int((~pool.bad).sum()))
+    [
+        ("junk 20 %", 0.2), ("junk 80 %", 0.8), ("other labels 50 %", 0.5), ("wrong labels 40 %", 0.4),
+        ("near copies 30 %", 0.3), ("clean", 0.0),
+    ],
+)  # fmt: skip
+def test_pools_are_bad_where_they_say(name, share, features):
+    pool = drawn(name, features)
+    assert torch.equal(pool.x, drawn(name, features).x)
+    everything, good = torch.arange(len(pool)), pool.good()
+    assert len(pool) == 300
+    assert pool.bad_of(everything) == int((~good).sum()) == round(300 * share)
+    assert pool.bad_of(good.nonzero()[:, 0]) == 0
+    classes = pool.test.tensors[1].unique()
+    assert len(classes) == (5 if name.startswith(("junk", "other")) else 10)
+    assert torch.isin(pool.wanted.tensors[1], classes).all()
+    assert torch.isin(pool.y[good], classes).all()
+    assert bool(torch.isin(pool.y[~good], classes).all()) == (name != "other labels 50 %")
+    # Labels are numbered anew, so those of the good samples tell which number each class has.
+    place, distance = sources(pool, features)
+    assert torch.allclose(distance[pool.good()], torch.zeros(int(good.sum())), atol=1e-2)
+    number = torch.full((10,), -1)
+    number[features.y[place[good]]] = pool.y[good]
+    assert torch.equal(number[features.y[place[good]]], pool.y[good])
+    if name.startswith(("wrong", "junk")):
+        assert (number[features.y[place[~good]]] != pool.y[~good]).all()
 
 
-def test_near_copies_resemble_an_image_that_stays(images):
-    pool = POOLS["near copies"](images, 0)
-    x, y = pool.images.train.tensors
-    good_x, good_y = x[~pool.bad].float(), y[~pool.bad]
-    for copy, label in zip(x[pool.bad][:20].float(), y[pool.bad][:20], strict=True):
-        shifted = [copy.roll((i, j), (1, 2)) for i in range(-2, 3) for j in range(-2, 3)]
-        distance = (torch.stack(shifted)[:, None] - good_x[None]).flatten(2).norm(dim=2)
-        nearest = int(distance.min(0).values.argmin())
-        assert float(distance.min()) < 60
-        assert good_y[nearest] == label
+def test_of_copies_any_may_stay(features):
+    pool = drawn("near copies 30 %", features)
+    groups, counts = pool.source.unique(return_counts=True)
+    copied = int(groups[counts.argmax()])
+    same = (pool.source == copied).nonzero()[:, 0]
+    assert pool.bad_of(same) == len(same) - 1 == 8
+    assert pool.bad_of(same[same != copied][:1]) == 0
+    assert (pool.y[same] == pool.y[copied]).all()
+
+
+def test_a_long_tail_falls_by_the_same_factor(features):
+    pool = drawn("long tail 50:1", features)
+    labels = torch.cat([pool.y, pool.wanted.tensors[1]])
+    counts = torch.bincount(labels).double()
+    assert float(counts[0] / counts[-1]) == pytest.approx(SKEW, rel=0.3)
+    assert torch.equal(counts, counts.sort(descending=True).values)
+
+
+def test_methods_keep_as_many_as_they_say(features):
+    pool, chosen = drawn("junk 50 %", features), APPLICABLE["junk 50 %"]
+    kept = {name: POOL_METHODS[name](Task(pool, 0)) for name in chosen}
+    for name, found in kept.items():
+        assert torch.equal(found, found.unique())
+        if name not in ("all data", "wanted alone") and not name.startswith("audit"):
+            assert len(found) == 150
+    assert pool.bad_of(kept["truth known"]) == 0
+    assert pool.bad_of(kept["Target"]) < pool.bad_of(kept["random"]) / 2
+
+
+def test_accuracy_is_the_mean_over_the_classes():
+    x, y = torch.eye(2)[torch.tensor([0, 0, 0, 1])], torch.tensor([0, 0, 0, 0])
+    y[2:] = 1
+    assert accuracy(nn.Identity(), torch.utils.data.TensorDataset(x, y)) == 0.75
 
 
 @pytest.mark.parametrize("build", [tiny_resnet, plain_cnn, convmixer, resnet9, resnet18])

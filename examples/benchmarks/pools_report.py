@@ -3,45 +3,40 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from statistics import median
 
 from results import Row, points, spread
 from rich.table import Table
 
+RIVALS = ("all data", "truth known")
+
 
 def tables(rows: list[Row]) -> list[Table]:
-    """Accuracies and suspects."""
-    return [accuracies(rows), suspicions(rows)]
+    """What comes out, and what was dropped for it."""
+    return [accuracies(rows)]
 
 
 def accuracies(rows: list[Row]) -> Table:
-    """What each method keeps and what comes out."""
-    shown = Table("pool", "method", "seeds", "bad among kept", "accuracy %", "to fewer epochs",
-                  "to random")  # fmt: skip
+    """Accuracies beside those of all data and of the truth, and how good the dropped were to drop."""
+    shown = Table("pool", "method", "seeds", "accuracy %", "to all data", "to the truth",
+                  "bad among kept %", "dropped %", "precision %", "recall %", "seconds")  # fmt: skip
     groups = defaultdict(list)
     for row in rows:
         groups[row["pool"], row["method"]].append(row)
-    for (pool, method), runs in groups.items():
+    order = list(dict.fromkeys(pool for pool, _ in groups))
+    for (pool, method), runs in sorted(groups.items(), key=lambda item: order.index(item[0][0])):
         beside = [
-            spread(points(runs, groups.get((pool, other), [])), "+.1f") if method != other else ""
-            for other in ("fewer epochs", "random")
+            spread(points(runs, groups.get((pool, rival), [])), "+.1f") if method != rival else ""
+            for rival in RIVALS
         ]
         shown.add_row(
-            pool, method, str(len(runs)), f"{spread([100 * r['kept_bad'] for r in runs])} %",
-            spread([100 * r["accuracy"] for r in runs]), *beside,
+            pool, method, str(len(runs)), spread([100 * row["accuracy"] for row in runs]), *beside,
+            *(share(runs, name) for name in ("kept_bad", "dropped", "precision", "recall")),
+            f"{median(row['choosing_seconds'] for row in runs):.1f}",
         )  # fmt: skip
     return shown
 
 
-def suspicions(rows: list[Row]) -> Table:
-    """How many of the suspects are bad, by cost, early and late."""
-    shown = Table("pool", "suspects: highest", "after the warm-up", "at the end")
-    lists = defaultdict(list)
-    for row in rows:
-        for when, found in row.get("suspects", {}).items():
-            for cost, share in found.items():
-                lists[row["pool"], cost, when].append(100 * share)
-    for pool, cost in dict.fromkeys(key[:2] for key in lists):
-        shown.add_row(
-            pool, cost, *(f"{spread(lists[pool, cost, when])} %" for when in ("warm-up", "end"))
-        )
-    return shown
+def share(runs: list[Row], name: str) -> str:
+    """Mean in percent over the runs that have it, or nothing."""
+    return spread([100 * row[name] for row in runs if row[name] is not None]).split(" ±")[0]

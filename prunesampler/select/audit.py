@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,41 +10,19 @@ import torch
 from torch import Tensor
 
 from prunesampler.base.indices import complement
+from prunesampler.influence.certificate import random_shift
 from prunesampler.influence.directions import directions
 from prunesampler.influence.headroom import advice, headroom
 from prunesampler.influence.influence import Influence
-from prunesampler.influence.leave_one_out import check_classes, is_exact, leave_one_out
-from prunesampler.influence.sequences import Measured, Sequences
-from prunesampler.pool.copies import copies, originals, unusual
-from prunesampler.pool.copies import directions as pointing
-from prunesampler.pool.suspects import TIMES, suspects
-from prunesampler.pool.wanted import doubts, own_probability
-from prunesampler.solve.budget import Constraints
+from prunesampler.influence.sequences import Measured
+from prunesampler.select.findings import Finding, near_copies, off_target, suspect_labels
+from prunesampler.solve.annealing import anneal
+from prunesampler.solve.budget import Budget, Constraints
 
 SKEWED = 0.8
 """Effective number of classes, as a share of their number, below which they count as unequal."""
-
-
-@dataclass(frozen=True, eq=False)
-class Finding:
-    """Samples of one kind, the surest first.
-
-    Args:
-        indices: The samples, int64, shape (k,).
-        confidence: How sure each is, 0 to 1, shape (k,).
-        advice: What was seen and what to do, one sentence.
-    """
-
-    indices: Tensor
-    confidence: Tensor
-    advice: str
-
-    def __len__(self) -> int:
-        """Number of samples k."""
-        return len(self.indices)
-
-
-NOTHING = torch.empty(0, dtype=torch.int64), torch.empty(0)
+EACH, MOVES = 4, 1_000_000
+"""Samples for each direction that are searched for, and swaps that the search proposes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +38,8 @@ class Audit:
         off_target: Samples that are not like the wanted ones, with the share of these that are doubted less.
         counts: Number of samples of each class, int64, shape (classes,), or None if unknown.
         directions: Number of directions of the layer that the data determines.
+        few: A number of samples, four for each direction, and how far a chosen set of them moves the layer, as a
+            share of what a random one does; None if there are too few, or it would take minutes.
         remarks: The line of advice of headroom, classes and layer.
 
     Example:
@@ -78,6 +59,7 @@ class Audit:
     off_target: Finding
     counts: Tensor | None
     directions: float
+    few: tuple[int, float] | None
     remarks: dict[str, str]
 
     @classmethod
@@ -106,20 +88,25 @@ class Audit:
             raise ValueError(
                 f"{len(broken)} samples have numbers that are not finite, the first is {int(broken[0])}"
             )
-        suspect, own = _suspects(measurements, influence)
-        twins, groups = _copies(measurements, 1 - own, similar)
+        suspect, own = suspect_labels(measurements, influence)
+        twins, groups = near_copies(measurements, 1 - own, similar)
         share, known = headroom(measurements.errors), directions(measurements, influence)
+        few = _few(influence, known)
         counts = None if labels is None else torch.bincount(labels)
         remarks = {
             "headroom": advice(share),
             "classes": _classes(counts),
-            "layer": _layer(measurements, known),
+            "layer": _layer(measurements, known, few),
         }
-        target = _off_target(measurements, wanted, own)
-        return cls(len(measurements), share, twins, groups, suspect, target, counts, known, remarks)
+        target = off_target(measurements, wanted, own)
+        return cls(
+            len(measurements), share, twins, groups, suspect, target, counts, known, few, remarks
+        )
 
     def drop(self, *names: str) -> Constraints:
         """The samples of these findings as those that must go, for ``InfluencePruner(constraints=)``.
+
+        Where a whole class is off-target, the budget needs ``min_per_class=0``.
 
         Args:
             names: Any of "copies", "suspects" and "off_target".
@@ -166,88 +153,6 @@ class Audit:
         yield "layer", f"{self.directions:.0f} directions", "", self.remarks["layer"]
 
 
-def _suspects(measurements: Measured, influence: Influence) -> tuple[Finding, Tensor]:
-    """Suspect labels, and the probability of every label as `doubts` takes it, shape (n,); 1 if unknown."""
-    unknown = torch.ones(len(measurements))
-    try:
-        held = check_classes(measurements)
-        own_probability(held)
-    except ValueError as error:
-        return Finding(*NOTHING, f"not applicable: {error}"), unknown
-    assert held.labels is not None
-    p = leave_one_out(held, influence)
-    indices, sure = suspects(p, held.labels)
-    how = "" if is_exact(influence) else " (the curvature is approximate)"
-    text = f"another class is {TIMES:.0f} times as probable, by the layer without the sample{how}"
-    advice = (
-        f"{text}: look at them; where labels are noisy, drop them"
-        if len(indices)
-        else f"none: nowhere {text}"
-    )
-    judged = (
-        p.gather(1, held.labels[:, None])[:, 0] if is_exact(influence) else own_probability(held)
-    )
-    return Finding(indices, sure, advice), judged
-
-
-def _copies(measurements: Measured, doubt: Tensor, similar: float | None) -> tuple[Finding, Tensor]:
-    """Near copies but for the one of each group that is doubted least, and the groups."""
-    alone = torch.full((len(measurements),), -1)
-    try:
-        if isinstance(measurements, Sequences):
-            raise ValueError("a sequence has features for each token, not of its own")
-        features = measurements.inputs
-        least = unusual(features) if similar is None else similar
-        groups = copies(features, least)
-    except ValueError as error:
-        if similar is not None and not 0 < similar <= 1:
-            raise
-        return Finding(*NOTHING, f"not applicable: {error}"), alone
-    kept = originals(groups, doubt)
-    many = (groups >= 0).nonzero()[:, 0]
-    gone = many[kept[groups[many]] != many]
-    x = pointing(features)
-    cosines = (x[gone] * x[kept[groups[gone]]]).sum(1).clamp(0, 1)
-    order = cosines.argsort(descending=True, stable=True)
-    text = f"cosine of the features above {least:.3f}"
-    if not len(gone):
-        return Finding(*NOTHING, f"none: no pair has a {text}"), groups
-    differ = _differing(groups, measurements.tokens.labels)
-    labels = f"; in {differ} of them labels differ, which are worth a look" if differ else ""
-    advice = f"in {len(kept)} groups, {text}: one of each group is enough{labels}"
-    return Finding(gone[order], cosines[order], advice), groups
-
-
-def _differing(groups: Tensor, labels: Tensor | None) -> int:
-    """Number of groups whose samples have more than one label."""
-    if labels is None:
-        return 0
-    inside = groups >= 0
-    pairs = torch.stack([groups[inside], labels[inside]]).unique(dim=1)  # type: ignore[no-untyped-call]
-    return int((torch.bincount(pairs[0]) > 1).sum())
-
-
-def _off_target(measurements: Measured, wanted: Measured | None, own: Tensor) -> Finding:
-    """Samples that are not like the wanted ones; ``own`` is what `_suspects` returns."""
-    if wanted is None:
-        return Finding(
-            *NOTHING, "no wanted samples given: give wanted=, the scores of some that are sure"
-        )
-    found = doubts(measurements, wanted, own)
-    indices, lacking = found.off_target(), int(found.unknown.sum())
-    if not len(indices):
-        return Finding(
-            *NOTHING, f"none: labels are believed as those of the {len(wanted)} wanted samples are"
-        )
-    ranks = torch.searchsorted(found.wanted.sort().values, found.pool[indices])
-    text = f"{lacking} have a label that no wanted sample has; " if lacking else ""
-    advice = (
-        f"{text}so many labels are doubted more than the {len(wanted)} wanted samples' are: drop them, or take "
-        "objective=Target(wanted) with a budget of your own"
-    )
-    return Finding(indices, (ranks / len(wanted)).float(), advice)
-
-
 def _classes(counts: Tensor | None) -> str:
     if counts is None:
         return "unknown: give the pruner labels="
@@ -259,13 +164,24 @@ def _classes(counts: Tensor | None) -> str:
     return text
 
 
-def _layer(measurements: Measured, known: float) -> str:
+def _layer(measurements: Measured, known: float, few: tuple[int, float] | None) -> str:
     each = len(measurements.tokens) / max(known, 1.0)
     text = f"{each:.1f} samples for each of {known:.0f} directions that they determine, of {measurements.parameters}"
-    return f"{text}: {_few(each)}"
+    if few is None:
+        return f"{text}: pruner.frontier(model) tells how few of them give nearly the same layer"
+    kept, share = few
+    return f"{text}; {kept} chosen ones move it by {share:.1%} of what as many random ones do"
 
 
-def _few(each: float) -> str:
-    if each < 4:
-        return "few, so a part of them will not give the same layer"
-    return "pruner.frontier(model) tells how few give the same layer"
+def _few(influence: Influence, known: float) -> tuple[int, float] | None:
+    """How far the layer is from that of a few samples a direction; None where a search takes minutes.
+
+    Returns:
+        The number of samples, and the norm of their shift as a share of a random set's.
+    """
+    kept = max(2, math.ceil(EACH * known))
+    if influence.iterative or 2 * kept > len(influence):
+        return None
+    pruned = len(influence) - kept
+    found = anneal(influence, Budget(count=pruned, min_per_class=0), moves=MOVES)
+    return kept, float(found.norm) / max(random_shift(influence, pruned, seed=0), 1e-30)

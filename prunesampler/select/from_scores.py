@@ -19,7 +19,7 @@ from prunesampler.select.choosing import choose_together, weigh_together
 from prunesampler.select.scores import Scores, check_same
 from prunesampler.select.selection import Selection
 from prunesampler.select.selector import Selector
-from prunesampler.solve.budget import Budget
+from prunesampler.solve.budget import Budget, Constraints
 
 
 class AnswersFromScores:
@@ -139,7 +139,9 @@ class AnswersFromScores:
             warn(
                 f"no sample was pruned: epsilon={self.budget.epsilon} is below the shift of every set found"
             )
-        if not (selection.beats_random or selection.metadata["cost"]):
+        named = (self._selector.constraints or Constraints()).indices(self.num_samples)[1]
+        asked = selection.metadata["cost"] or len(named) == len(selection.pruned)
+        if not (selection.beats_random or asked):
             warn(
                 f"the {len(selection.pruned)} pruned samples are no better chosen than at random: the "
                 f"predicted shift is {selection.ratio:.0%} of a random set's; selection.verdict says more"

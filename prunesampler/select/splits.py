@@ -14,7 +14,7 @@ from torch import Tensor
 from prunesampler.base.checks import checked_seed
 from prunesampler.influence.leave_one_out import CHUNK, check_classes, probabilities
 from prunesampler.pool.suspects import suspects
-from prunesampler.select.audit import Finding
+from prunesampler.select.findings import Finding
 from prunesampler.select.scores import Scores, check_same
 
 DISAGREES = 2.0

@@ -271,3 +271,17 @@ def test_the_callback_cleans_with_target():
     selection = PruningCallback(sampler, chosen, warmup_epochs=1).on_epoch_end(0, model)
     assert float((selection.pruned >= 280).double().mean()) > 0.9
     assert len(sampler.kept) == 280
+
+
+def test_findings_alone_go_without_a_warning_or_a_floor():
+    data, sure = places(300, 0), places(100, 9)
+    x, y = sure.tensors
+    lacking = TensorDataset(x[y != 3], y[y != 3])
+    scores = pruner(data, objective=Target(lacking)).measure(fitted(data))
+    dropped = scores.audit().drop("off_target")
+    assert (data.tensors[1][dropped.prune] == 3).sum() == 75
+    budget = Budget(count=len(dropped.prune), min_per_class=0)
+    chosen = pruner(data, constraints=dropped, budget=budget).choose_from(scores)
+    assert torch.equal(chosen.pruned, dropped.prune)
+    with pytest.raises(ValueError, match="prune= leaves 0 samples of class 3, but min_per_class=1"):
+        pruner(data, constraints=dropped, budget=Budget(fraction=0.4)).choose_from(scores)
