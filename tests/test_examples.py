@@ -238,3 +238,44 @@ def test_the_iteration_benchmark_runs():
     assert all(value > 0 for value in found.values())
     # The kept indices and a mask over all of them, and nothing else of size.
     assert found["restrict_mib"] <= found["kept_mib"] + 1.2 * 5000 / 2**20
+
+
+def cells(text, start):
+    """The columns of the first row of a printed table that begins so."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {start}"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_proxy_shows_a_large_network_what_is_hard(tmp_path):
+    path = tmp_path / "trajectory"
+    text = run_python(EXAMPLES / "proxy.py", "--epochs=2", "--proxy-epochs=2", "--path", path)
+    assert path.exists()
+    assert "hardest by the small network" in text
+    assert "hardest by its own errors" in text
+
+
+def test_an_audit_cleans_a_pool(tmp_path):
+    text = run_python(EXAMPLES / "audit.py", "--path", tmp_path / "scores")
+    assert int(cells(text, "near copies")[1]) == 60
+    accuracies = {
+        name: float(cells(text, name)[2].rstrip("%"))
+        for name in ("everything", "cleaned", "truth known")
+    }
+    assert accuracies["cleaned"] > accuracies["everything"]
+    assert accuracies["cleaned"] > accuracies["truth known"] - 1
+    _, _, precision, recall = cells(text, "suspects and off-target")
+    assert float(precision.rstrip("%")) > 80
+    assert float(recall.rstrip("%")) > 80
+
+
+def test_two_halves_find_wrong_labels():
+    text = run_python(EXAMPLES / "wrong_labels.py", "--seeds", "0", "--epochs=20")
+    assert float(cells(text, "without suspects")[2]) < 8
+    assert float(cells(text, "without suspects")[1]) > float(cells(text, "all data ")[1]) + 5
+
+
+def test_a_long_tail_beside_its_free_rivals():
+    text = run_python(EXAMPLES / "long_tail.py", "--seeds", "0", "--epochs=10")
+    plain = float(cells(text, "trained on all")[1])
+    assert float(cells(text, "last layer anew, equal classes chosen")[1]) > plain - 2
+    assert float(cells(text, "logits adjusted")[1]) > plain
