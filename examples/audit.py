@@ -101,4 +101,4 @@ crossed = cross_val_predict(fit, pool.tensors[0], labels, method="predict_proba"
 held_out = {"leave-one-out": scores.leave_one_out().numpy(), "five-fold": crossed}
 for name, probabilities in held_out.items():
     flags = find_label_issues(labels=labels.numpy(), pred_probs=probabilities, n_jobs=1)
-    tell(f"cleanlab, {name}", torch.from_numpy(flags))
+    tell(f"cleanlab, {name}", torch.from_numpy(flags.nonzero()[0]))
