@@ -126,6 +126,18 @@ def read_measurements(state: Mapping[str, Any], num_samples: int) -> Measured:
     whole = labels is None or (labels.dtype == torch.int64 and labels.shape == (num_samples,))
     if not whole or measurements.delta.dim() != 2 or width != _width(measurements.hessian):
         raise ValueError("the measurements' labels or outputs do not fit together")
+    classes = isinstance(measurements.hessian, (SoftmaxHessian, TopHessian))
+    beyond = measurements.hessian.size()[0] if classes else None
+    if (
+        labels is not None
+        and beyond
+        and len(labels)
+        and not 0 <= int(labels.min()) <= int(labels.max()) < beyond
+    ):
+        raise ValueError(
+            f"the measurements' labels run from {int(labels.min())} to {int(labels.max())}, beyond the layer's "
+            f"{beyond} outputs: a damaged checkpoint"
+        )
     if not all(bool(torch.isfinite(t).all()) for t in tensors):
         raise ValueError("the measurements hold numbers that are not finite: a damaged checkpoint")
     if counts is not None:

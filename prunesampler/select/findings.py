@@ -14,6 +14,9 @@ from prunesampler.pool.copies import copies, directions, originals, unusual
 from prunesampler.pool.suspects import TIMES, suspects
 from prunesampler.pool.wanted import doubts, own_probability
 
+FEWEST = 10
+"""Features from which on nobody has a neighbour by chance that is ten times as near as usual."""
+
 
 @dataclass(frozen=True, eq=False)
 class Finding:
@@ -70,6 +73,10 @@ def near_copies(
         if isinstance(measurements, Sequences):
             raise ValueError("a sequence has features for each token, not of its own")
         features = measurements.inputs
+        if similar is None and features.shape[1] < FEWEST:
+            raise ValueError(
+                f"{features.shape[1]} features are too few to tell copies from near neighbours; give similar="
+            )
         least = unusual(features) if similar is None else similar
         groups = copies(features, least)
     except ValueError as error:

@@ -159,12 +159,19 @@ def test_a_regression_says_what_it_can():
 
 
 def test_features_that_are_all_the_same_are_named():
-    x = torch.ones(40, 6)
+    x = torch.ones(40, 12)
     data = TensorDataset(x, torch.arange(40) % 2)
-    audit = pruner(data).measure(nn.Sequential(nn.Linear(6, 2))).audit()
+    audit = pruner(data).measure(nn.Sequential(nn.Linear(12, 2))).audit()
     assert "not applicable: all 40 samples have the same features" in audit.copies.advice
     with pytest.raises(ValueError, match="is a cosine"):
         pruner(places(60, 0)).measure(nn.Sequential(nn.Linear(24, 4))).audit(similar=7)
+
+
+def test_too_few_features_tell_no_copies():
+    data = TensorDataset(torch.randn(60, 2), torch.arange(60) % 3)
+    scores = pruner(data).measure(nn.Sequential(nn.Linear(2, 3)))
+    assert "not applicable: 3 features are too few" in scores.audit().copies.advice
+    assert len(scores.audit(similar=1.0).copies) == 0
 
 
 def test_unequal_classes_are_named():
@@ -231,6 +238,7 @@ def test_files_that_are_not_scores_are_refused(tmp_path):
         Scores.load(path)
     state = unpack_state(whole)
     for damage in (
+        {"scores": {**state["scores"], "labels": state["scores"]["labels"] + 2}},
         {"samples": 61}, {"samples": -1}, {"curvature": "Mine"}, {"scores": {**state["scores"], "delta": None}},
         {"scores": {**state["scores"], "outline": 7}}, {"scores": {k: state["scores"][k] for k in ("delta", "inputs")}},
     ):  # fmt: skip
