@@ -19,7 +19,7 @@ from results import Results, markdown, points, read, spread
 from scipy.stats import spearmanr
 from search import agreement, averaged, regret
 from setting import load_all
-from time_report import at_equal_seconds
+from time_report import at_equal_seconds, seconds_to
 from torch.utils.data import TensorDataset
 
 pytestmark = pytest.mark.slow
@@ -254,9 +254,10 @@ def test_views_are_mirrored_at_every_second_visit():
 
 def test_equal_seconds_are_on_the_line_between_two_lengths():
     def run(row, total, accuracy):
-        return {"row": row, "seed": 0, "rate": 1.0, "total": total, "accuracy": accuracy}
+        return {"row": row, "seed": 0, "length": total, "total": total, "accuracy": accuracy}
 
-    rival = [run("all data", 100.0, 0.8), run("all data, a third longer", 400.0, 0.9)]
+    rival = [run("all data", 100.0, 0.8), run("all data, 4 times as long", 400.0, 0.9)]
+    rival += [run("all data, mirrored by chance", 200.0, 0.3)]  # is no length
     assert at_equal_seconds(run("own", 200.0, 0.87), rival) == (pytest.approx(2.0), False)
     assert at_equal_seconds(run("own", 500.0, 0.87), rival) == (pytest.approx(-3.0), True)
     assert at_equal_seconds(run("own", 50.0, 0.87), rival) is None
@@ -279,6 +280,24 @@ def test_time_to_accuracy_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="holds runs of other settings"):
         time_to_accuracy.main()
     assert json.loads(path.read_text()) == found
+
+
+def test_the_time_to_an_accuracy_is_on_the_line_too():
+    line = [{"total": 100.0, "accuracy": 0.8}, {"total": 400.0, "accuracy": 0.9}]
+    assert seconds_to(0.85, line) == pytest.approx(200)
+    assert seconds_to(0.95, line) is None
+    assert seconds_to(0.5, line) is None
+
+
+def test_wrong_labels_in_a_network_run(tmp_path):
+    options = ["--output", tmp_path / "m.jsonl", "--epochs=3", "--seeds", "0", "--rates", "1"]
+    methods = ["all data", "small loss", "cross-split", "truth known"]
+    printed = run_python(BENCHMARKS / "memorising.py", *options, "--methods", *methods)
+    assert all(f"| {method} |" in printed for method in methods)
+    rows = read(tmp_path / "m.jsonl")
+    wrong = {row["method"]: row["kept_wrong"] for row in rows}
+    assert wrong["truth known"] == 0
+    assert wrong["cross-split"] < wrong["all data"]
 
 
 def test_regret_is_that_of_the_setting_that_looks_best():
