@@ -122,6 +122,19 @@ def read_measurements(state: Mapping[str, Any], num_samples: int) -> Measured:
             f"the measurements are not of the {num_samples} samples of this dataset; resume with the "
             "dataset of the checkpoint"
         )
+    # Compiled loops read these as what they should be, and would read beyond them.
+    held, kinds = (
+        measurements,
+        (torch.float16,) if isinstance(measurements.hessian, TopHessian) else None,
+    )
+    if (
+        held.inputs.dim() != 2
+        or not held.inputs.is_floating_point()
+        or (kinds and held.inputs.dtype not in kinds)
+    ):
+        raise ValueError(
+            f"the measurements' inputs are {held.inputs.dtype} of shape {tuple(held.inputs.shape)}: a damaged checkpoint"
+        )
     labels, width = measurements.labels, measurements.delta.shape[-1]
     whole = labels is None or (labels.dtype == torch.int64 and labels.shape == (num_samples,))
     if not whole or measurements.delta.dim() != 2 or width != _width(measurements.hessian):

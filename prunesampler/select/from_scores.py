@@ -79,8 +79,11 @@ class AnswersFromScores:
                     f"{type(self._selector.objective).__name__} needs wanted samples, and these scores hold none; "
                     "measure with a pruner of this objective"
                 )
-            metric = self._selector.objective.metric
-            return replace(scores, influence=replace(scores.influence, metric=metric))
+            given, metric = self._selector.labels, self._selector.objective.metric
+            labels = scores.labels if given is None else class_labels(given, self.num_samples)
+            return replace(
+                scores, labels=labels, influence=replace(scores.influence, metric=metric)
+            )
 
         held = together(group, ready)
         return self._warned(choose_together(held, self._selector.select, "solving", self.progress))
