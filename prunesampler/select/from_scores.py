@@ -74,16 +74,7 @@ class AnswersFromScores:
             if scores is None:
                 return None
             check_same(scores, self.num_samples, self._data.look(self.reading))
-            if self._selector.objective.wanted is not None and scores.wanted is None:
-                raise ValueError(
-                    f"{type(self._selector.objective).__name__} needs wanted samples, and these scores hold none; "
-                    "measure with a pruner of this objective"
-                )
-            given, metric = self._selector.labels, self._selector.objective.metric
-            labels = scores.labels if given is None else class_labels(given, self.num_samples)
-            return replace(
-                scores, labels=labels, influence=replace(scores.influence, metric=metric)
-            )
+            return self._adopted(scores)
 
         held = together(group, ready)
         return self._warned(choose_together(held, self._selector.select, "solving", self.progress))
@@ -124,15 +115,29 @@ class AnswersFromScores:
         """Build scores from their ``state_dict`` on rank 0, without a pass over the data.
 
         Raises:
-            ValueError: If the state is incomplete, or belongs to another dataset.
+            ValueError: If the state is incomplete, belongs to another dataset, or holds no wanted samples that
+                the objective needs.
         """
         chosen = self._selector
-        found = Scores.from_state(state, self.num_samples, chosen.curvature, chosen.center)
-        labels = (
-            found.labels if chosen.labels is None else class_labels(chosen.labels, self.num_samples)
+        return self._adopted(
+            Scores.from_state(state, self.num_samples, chosen.curvature, chosen.center)
         )
-        influence = replace(found.influence, metric=chosen.objective.metric)
-        return replace(found, influence=influence, labels=labels)
+
+    def _adopted(self, scores: Scores) -> Scores:
+        """Scores that another pruner made, with the labels and the metric of this one.
+
+        Raises:
+            ValueError: If they hold no wanted samples that the objective needs.
+        """
+        objective, given = self._selector.objective, self._selector.labels
+        if objective.wanted is not None and scores.wanted is None:
+            raise ValueError(
+                f"{type(objective).__name__} needs wanted samples, and these scores hold none; measure with a "
+                "pruner of this objective"
+            )
+        labels = scores.labels if given is None else class_labels(given, self.num_samples)
+        influence = replace(scores.influence, metric=objective.metric)
+        return replace(scores, labels=labels, influence=influence)
 
     def _warned(self, selection: Selection) -> Selection:
         """The selection, with a warning where it is worth little."""

@@ -293,3 +293,30 @@ def test_findings_alone_go_without_a_warning_or_a_floor():
     assert torch.equal(chosen.pruned, dropped.prune)
     with pytest.raises(ValueError, match="prune= leaves 0 samples of class 3, but min_per_class=1"):
         pruner(data, constraints=dropped, budget=Budget(fraction=0.4)).choose_from(scores)
+
+
+@pytest.mark.filterwarnings("ignore:the .* pruned samples are no better")
+def test_scores_of_another_pruner_take_the_labels_of_this_one():
+    data, groups = places(200, 0), (torch.arange(200) < 20).long()
+    model = fitted(data)
+    plain = pruner(data).measure(model)
+    mine = pruner(data, labels=groups, budget=Budget(count=160, per_class="equal"))
+    assert torch.bincount(groups[mine.choose_from(plain).kept]).tolist() == [20, 20]
+    state = {**plain.state_dict(), "inputs": plain.measurements.inputs.long()}
+    with pytest.raises(ValueError, match=r"inputs are torch.int64 of shape \(200, 25\)"):
+        mine.scores_from(state)
+
+
+def test_a_state_without_wanted_samples_is_no_target_s():
+    data, sure = places(200, 0), places(60, 9)
+    sampler = InfluencePrunedSampler(data)
+    kept = PruningCallback(sampler, pruner(data), warmup_epochs=1, redraw_every=1)
+    kept.on_epoch_end(0, fitted(data))
+    other = PruningCallback(
+        InfluencePrunedSampler(data),
+        pruner(data, objective=Target(sure)),
+        warmup_epochs=1,
+        redraw_every=1,
+    )
+    with pytest.raises(ValueError, match="Target needs wanted samples, and these scores hold none"):
+        other.load_state_dict(kept.state_dict())
