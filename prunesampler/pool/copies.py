@@ -7,6 +7,8 @@ eighth of the cost or less, and only what is left is compared in full.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,8 +22,15 @@ BLOCK, TILE, PAIRS = 2048, 16384, 2**16
 """Samples that are compared with so many others at a time, and pairs that are compared in full."""
 LOOKED_AT = 8192
 """Samples from which the components are found."""
-NEIGHBOURS, NEARER = 1024, 0.1
-"""Samples whose nearest neighbours are looked for, and how much nearer a copy is than they are."""
+LOOKED_FROM, NEIGHBOUR = 1024, 10
+"""Samples whose neighbours are looked for, and which of them, by rank, says how far neighbours usually are: so
+groups of a few copies do not make copies look usual."""
+NEARER, CHANCE = 0.1, 1e-4
+"""How much nearer a copy is than that at least, and the largest chance that a sample has a neighbour so near."""
+RESOLVED = 1e-5
+"""Least distance from 1 that a cosine in single precision can be told by."""
+ROUNDING = 1e-6
+"""Of a cosine."""
 MOST = 200_000
 """Samples whose pairs are compared; of 200,000 that takes minutes."""
 
@@ -42,14 +51,16 @@ def directions(features: Tensor) -> Tensor:
         [[-1.0, 0.0], [1.0, 0.0]]
     """
     held = features.float()
-    held = held - held.mean(0)
+    lengths = held.norm(dim=1, keepdim=True)
+    mean = held.mean(0)
+    held = held - mean
     norms = held.norm(dim=1, keepdim=True)
-    largest = float(norms.max())
-    if not largest > 1e-6 * float(features.float().norm(dim=1).max()):
+    apart = norms > 1e-6 * (lengths + mean.norm())  # or it is rounding
+    if not apart.any():
         raise ValueError(
             f"all {len(features)} samples have the same features, so nothing can be told of copies"
         )
-    return torch.where(norms > 1e-6 * largest, held / norms.clamp(min=1e-30), 0.0)
+    return torch.where(apart, held / norms.clamp(min=1e-30), 0.0)
 
 
 def copies(features: Tensor, similar: float) -> Tensor:
@@ -113,7 +124,7 @@ def _join(
         i, j = one[start : start + PAIRS], other[start : start + PAIRS]
         apart = torch.from_numpy(_apart(parents, i.numpy(), j.numpy()))
         i, j = i[apart], j[apart]
-        close = (x[i] * x[j]).sum(1) >= similar - 1e-6
+        close = (x[i] * x[j]).sum(1) >= similar - ROUNDING
         _unite(parents, i[close].numpy(), j[close].numpy())
 
 
@@ -157,41 +168,85 @@ def _numbered(parents: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(np.where(alone, -1, numbers - first).astype(np.int64))
 
 
-def originals(groups: Tensor, doubt: Tensor) -> Tensor:
-    """The sample to keep of each group, int64, shape (number of groups,): the one that is doubted least.
+def originals(features: Tensor, groups: Tensor, doubt: Tensor, similar: float) -> Tensor:
+    """The sample of which each is a near copy, int64, shape (n,); of those to keep it is the sample itself.
+
+    In each group the sample that is doubted least is kept, and all that are near copies of it go. Where a chain
+    of near copies goes on, the least doubted of what is left is kept too, and so on.
 
     Args:
+        features: Inputs of the layer, shape (n, D).
         groups: Number of each sample's group, or -1, shape (n,).
         doubt: How little each sample's label is believed, shape (n,).
+        similar: Least cosine of near copies.
 
     Example:
-        >>> originals(torch.tensor([0, -1, 0]), torch.tensor([0.9, 0.0, 0.1])).tolist()
-        [2]
+        >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.01], [-1.0, -1.0]])
+        >>> originals(features, copies(features, 0.99), torch.tensor([0.9, 0.0, 0.1, 0.0]), 0.99).tolist()
+        [2, 1, 2, 3]
     """
-    order = doubt.argsort(stable=True)
-    _, first = np.unique(groups[order].numpy(), return_index=True)
-    found = order[torch.from_numpy(first)]
-    return found[groups[found] >= 0]
+    x, found = directions(features), torch.arange(len(groups))
+    left = doubt.argsort(stable=True)
+    left = left[groups[left] >= 0]
+    while len(left):
+        numbers, first = np.unique(groups[left].numpy(), return_index=True)
+        kept = left[torch.from_numpy(first)][
+            torch.from_numpy(np.searchsorted(numbers, groups[left].numpy()))
+        ]
+        near = ((x[left] * x[kept]).sum(1) >= similar - ROUNDING) | (left == kept)
+        found[left[near]] = kept[near]
+        left = left[~near]
+    return found
 
 
 def unusual(features: Tensor) -> float:
-    """A cosine that is far above what nearest neighbours usually have in these features.
+    """A cosine that is far above what neighbours usually have in these features.
 
-    Its distance from 1 is a tenth of that which nine tenths of the samples have to their nearest neighbour
-    at most: so it fits features that spread, and those of a trained network that lie close within a class.
+    Its distance from 1 is at most a tenth of that to the tenth nearest neighbour of half of the samples, and so
+    small that one sample in ten thousand has a neighbour as near by chance: in d dimensions, of points
+    that lie evenly, distances to the power d are a Poisson process, so half of the tenth nearest are
+    ``2^(1/d)`` times as far as the fifth, by which d is found.
+
+    Source: Levina and Bickel, "Maximum likelihood estimation of intrinsic dimension", NeurIPS 2004, section 2,
+    for the process.
+
+    Raises:
+        ValueError: If all features are the same, samples are too few, or so near each other that single
+            precision cannot tell.
 
     Example:
         >>> 0.9 < unusual(torch.randn(200, 64)) < 0.96
         True
     """
-    x = directions(features)
-    some = torch.arange(0, len(x), -(-len(x) // NEIGHBOURS))
-    nearest = torch.full((len(some),), -1.0)
+    if len(features) <= 2 * NEIGHBOUR:
+        raise ValueError(
+            f"{len(features)} samples are too few to tell near copies from neighbours; give similar="
+        )
+    nearest = _neighbours(directions(features))
+    fifth, tenth = (
+        nearest[:, k - 1].median().clamp(min=RESOLVED) for k in (NEIGHBOUR // 2, NEIGHBOUR)
+    )
+    # Distances are square roots of what cosines lack of 1.
+    dimension = min(2 * math.log(2) / max(math.log(float(tenth / fifth)), 1e-9), features.shape[1])
+    nearer: float = min(NEARER, (CHANCE / NEIGHBOUR) ** (2 / dimension))
+    far = nearer * float(tenth)
+    if far < RESOLVED:
+        raise ValueError(
+            f"neighbours are usually as near as a cosine of {1 - float(tenth):.6f}, in about {dimension:.0f} "
+            "dimensions: too near, or in too few, to tell copies from them; give similar=, or look for a few samples "
+            "that are far larger than all others"
+        )
+    return max(0.5, 1 - far)
+
+
+def _neighbours(x: Tensor) -> Tensor:
+    """What the cosines to the ten nearest neighbours lack of 1, of some samples, ascending, (k, NEIGHBOUR)."""
+    some = torch.arange(0, len(x), -(-len(x) // LOOKED_FROM))
+    best = torch.full((len(some), NEIGHBOUR), -1.0)
     for start in range(0, len(x), TILE):
         cosines = x[some] @ x[start : start + TILE].T
         own = some - start
         here = (own >= 0) & (own < cosines.shape[1])
         cosines[here.nonzero()[:, 0], own[here]] = -1.0
-        nearest = torch.maximum(nearest, cosines.amax(1))
-    distances = (1 - nearest).clamp(min=0)
-    return max(0.5, 1 - NEARER * float(distances.quantile(0.9)))
+        best = torch.cat([best, cosines], 1).topk(NEIGHBOUR, dim=1).values
+    return (1 - best).clamp(min=0)

@@ -14,9 +14,6 @@ from prunesampler.pool.copies import copies, directions, originals, unusual
 from prunesampler.pool.suspects import TIMES, suspects
 from prunesampler.pool.wanted import doubts, own_probability
 
-FEWEST = 10
-"""Features from which on nobody has a neighbour by chance that is ten times as near as usual."""
-
 
 @dataclass(frozen=True, eq=False)
 class Finding:
@@ -67,34 +64,29 @@ def suspect_labels(measurements: Measured, influence: Influence) -> tuple[Findin
 def near_copies(
     measurements: Measured, doubt: Tensor, similar: float | None
 ) -> tuple[Finding, Tensor]:
-    """Near copies but for the one of each group that is doubted least, and the groups."""
+    """Near copies of samples that are doubted less, and the groups that they form."""
     alone = torch.full((len(measurements),), -1)
     try:
         if isinstance(measurements, Sequences):
             raise ValueError("a sequence has features for each token, not of its own")
         features = measurements.inputs
-        if similar is None and features.shape[1] < FEWEST:
-            raise ValueError(
-                f"{features.shape[1]} features are too few to tell copies from near neighbours; give similar="
-            )
         least = unusual(features) if similar is None else similar
         groups = copies(features, least)
     except ValueError as error:
         if similar is not None and not 0 < similar <= 1:
             raise
         return Finding(*NOTHING, f"not applicable: {error}"), alone
-    kept = originals(groups, doubt)
-    many = (groups >= 0).nonzero()[:, 0]
-    gone = many[kept[groups[many]] != many]
+    kept = originals(features, groups, doubt, least)
+    gone = (kept != torch.arange(len(kept))).nonzero()[:, 0]
     x = directions(features)
-    cosines = (x[gone] * x[kept[groups[gone]]]).sum(1).clamp(0, 1)
+    cosines = (x[gone] * x[kept[gone]]).sum(1).clamp(0, 1)
     order = cosines.argsort(descending=True, stable=True)
     text = f"cosine of the features above {least:.3f}"
     if not len(gone):
         return Finding(*NOTHING, f"none: no pair has a {text}"), groups
     differ = _differing(groups, measurements.tokens.labels)
     labels = f"; in {differ} of them labels differ, which are worth a look" if differ else ""
-    advice = f"in {len(kept)} groups, {text}: one of each group is enough{labels}"
+    advice = f"in {int(groups.max()) + 1} groups, {text}: one of each group is enough{labels}"
     return Finding(gone[order], cosines[order], advice), groups
 
 

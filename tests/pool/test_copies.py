@@ -1,5 +1,7 @@
 """Near copies against all pairs compared one by one."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 
 from prunesampler.pool import copies as module
-from prunesampler.pool.copies import copies, originals
+from prunesampler.pool.copies import copies, directions, originals, unusual
 
 
 def by_force(features, similar):
@@ -70,11 +72,91 @@ def test_thousands_of_one_image():
     )
 
 
+def turned(*degrees):
+    """Directions in a plane, about a mean of zero."""
+    angles = torch.tensor([*degrees, *(d + 180 for d in degrees)]).deg2rad()
+    return torch.stack([angles.cos(), angles.sin()], 1)
+
+
 def test_the_one_that_is_doubted_least_is_kept():
-    groups = torch.tensor([1, 0, -1, 0, 1, 0])
-    assert originals(groups, torch.tensor([0.2, 0.5, 0.0, 0.1, 0.9, 0.1])).tolist() == [3, 0]
-    assert originals(torch.full((4,), -1), torch.rand(4)).tolist() == []
-    assert originals(torch.tensor([0, 0]), torch.tensor([0.3, 0.3])).tolist() == [0]
+    features = turned(0.0, 1.0, 90.0)
+    groups = copies(features, 0.99)
+    assert groups.tolist() == [0, 0, -1, 1, 1, -1]
+    doubt = torch.tensor([0.9, 0.1, 0.5, 0.3, 0.3, 0.0])
+    assert originals(features, groups, doubt, 0.99).tolist() == [1, 1, 2, 3, 3, 5]
+    alone = torch.full((6,), -1)
+    assert originals(features, alone, doubt, 0.99).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_chain_loses_only_what_is_near_to_what_stays():
+    """One group by a chain of steps of four degrees, where copies are within five."""
+    features = turned(*(4.0 * k for k in range(9)))
+    near = math.cos(math.radians(5))
+    groups = copies(features, near)
+    assert groups.tolist() == [0] * 9 + [1] * 9
+    doubt = torch.tensor([(k - 4) ** 2 for k in range(9)] * 2).float()
+    kept = originals(features, groups, doubt, near)
+    assert kept[:9].tolist() == [0, 2, 2, 4, 4, 4, 6, 6, 8]
+    cosines = (features * features[kept]).sum(1)
+    assert float(cosines.min()) >= near - 1e-6
+    assert torch.equal(kept[kept], kept)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(3, 60), st.floats(0.5, 0.99), st.integers(0, 99))
+def test_everything_dropped_is_near_to_what_stays(n, similar, seed):
+    torch.manual_seed(seed)
+    features = torch.randn(n, 3)
+    doubt = torch.rand(n)
+    kept = originals(features, copies(features, similar), doubt, similar)
+    x = directions(features)
+    assert float((x * x[kept]).sum(1).min()) >= similar - 2e-6
+    stay = (kept == torch.arange(n)).nonzero()[:, 0]
+    assert torch.equal(kept[kept], kept)
+    assert (doubt[kept] <= doubt).all()
+    # The least doubted sample of each group stays.
+    groups = copies(features, similar)
+    for g in range(int(groups.max()) + 1):
+        inside = (groups == g).nonzero()[:, 0]
+        assert int(inside[doubt[inside].argmin()]) in stay.tolist()
+
+
+@pytest.mark.parametrize("width", [3, 5, 8, 16, 64])
+def test_points_that_lie_evenly_are_no_copies(width):
+    """In few dimensions neighbours are near by chance; one in ten thousand is expected."""
+    torch.manual_seed(0)
+    found = []
+    for features in (torch.randn(3000, width), torch.randn(3000, width) @ torch.randn(width, 200)):
+        try:
+            found.append(int((copies(features, unusual(features)) >= 0).sum()))
+        except ValueError as error:
+            assert "too near, or in too few" in str(error)  # noqa: PT017
+            found.append(0)
+    assert max(found) <= 4
+
+
+def test_copies_are_told_however_many_they_are():
+    """Every sample twice, or five times."""
+    torch.manual_seed(0)
+    for times in (2, 5):
+        features = torch.randn(2000 // times, 64).repeat(times, 1)
+        features += 0.1 * torch.randn(2000, 64)
+        groups = copies(features, unusual(features))
+        assert int((groups >= 0).sum()) == 2000
+        assert int(groups.max()) + 1 == 2000 // times
+
+
+def test_features_that_single_precision_cannot_tell():
+    torch.manual_seed(0)
+    collapsed = torch.randn(5, 64)[torch.arange(500) % 5] + 1e-5 * torch.randn(500, 64)
+    with pytest.raises(ValueError, match="too near, or in too few, to tell copies"):
+        unusual(collapsed)
+    outlier = torch.randn(500, 64)
+    outlier[3] *= 1e7
+    with pytest.raises(ValueError, match="samples that are far larger"):
+        unusual(outlier)
+    with pytest.raises(ValueError, match="20 samples are too few"):
+        unusual(torch.randn(20, 64))
 
 
 def test_bad_input():
