@@ -18,7 +18,6 @@ from prunesampler.base.memory import Room
 from prunesampler.base.processes import current_group, together
 from prunesampler.influence.automatic import AutoCurvature
 from prunesampler.influence.curvature import Curvature
-from prunesampler.measure.batches import content
 from prunesampler.measure.gradients import GradientSource
 from prunesampler.measure.heads import Losses
 from prunesampler.measure.isolation import unwrap
@@ -145,7 +144,7 @@ class InfluencePruner(AnswersFromScores):
             gradients=gradients,
             reading=reading,
             progress=progress,
-            keep=self._selector.curvature.keep,
+            keep=self._selector.keep,
             announce=Announced(
                 self.num_samples,
                 self._selector.curvature,
@@ -242,7 +241,11 @@ class InfluencePruner(AnswersFromScores):
             wanted = next((part for part in rest if part is not None), None)
             scores = self._selector.scores(found, wanted, seconds)
             self._say_without_classes(scores)
-            return replace(scores, layer=self._measurer.layer, outline=self.outline)
+            sure = self._selector.objective.wanted
+            return replace(
+                scores, layer=self._measurer.layer, outline=self.outline,
+                wanted_outline=None if sure is None else ScoredSet(sure).look(self.reading),
+            )  # fmt: skip
 
         return together(group, score)
 
@@ -336,10 +339,3 @@ class InfluencePruner(AnswersFromScores):
         """The dataset, and the samples that the objective wants, if any."""
         wanted = self._selector.objective.wanted
         return [self.dataset] if wanted is None else [self.dataset, wanted]
-
-    def _settings(self) -> bytes:
-        """The content of all settings that must be the same on all ranks."""
-        chosen = self._selector
-        constraints = (chosen.constraints or Constraints()).indices(self.num_samples)
-        numbers = [self.num_samples, self.reading.batch_size, chosen.seed, repr(self.budget)]
-        return content([numbers, *constraints, chosen.objective.settings()])

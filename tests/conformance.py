@@ -67,8 +67,9 @@ def _measured(
 def example_scores(samples: int = 200) -> Scores:
     """Scores of the same layer, with wanted samples."""
     measured = example_measurements(samples=samples)
-    influence = Influence.build(measured.rows(), ExactCurvature(damping=0.01).factorise(measured))
-    return Scores(measured, influence, measured.labels, measured[:20], {}, "head")
+    curvature = ExactCurvature(damping=0.01)
+    influence = Influence.build(measured.rows(), curvature.factorise(measured))
+    return Scores(measured, influence, measured.labels, measured[:20], curvature, True, {}, "head")
 
 
 def check_sampler(make: Callable[..., Any]) -> None:

@@ -145,7 +145,7 @@ def checked_labels(labels: Tensor | Sequence[int], num_samples: int) -> Tensor:
     """
     try:
         tensor = torch.as_tensor(labels)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             "labels must be whole numbers, one per sample: number the classes"
         ) from error

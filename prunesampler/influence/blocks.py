@@ -227,7 +227,7 @@ def _low_rank(rows: Tensor, rank: int, generator: torch.Generator) -> tuple[Tens
     Source: subspace iteration, Halko, Martinsson and Tropp, "Finding Structure with Randomness", 2011.
     """
     width = min(rank + SPARE_COLUMNS, *rows.shape)
-    columns = rows.T @ torch.randn(len(rows), width, generator=generator)
+    columns = rows.T @ torch.randn(len(rows), width, generator=generator, dtype=rows.dtype)
     for _ in range(ROUNDS):
         columns = rows.T @ (rows @ torch.linalg.qr(columns).Q)
     columns = torch.linalg.qr(columns).Q

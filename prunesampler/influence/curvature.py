@@ -8,6 +8,7 @@ Hessian are the same.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -79,9 +80,9 @@ class DampedCurvature(Curvature):
     damping: float | None = None
 
     def __post_init__(self) -> None:
-        if self.damping is not None and not self.damping >= 0:
+        if self.damping is not None and not 0 <= self.damping < math.inf:
             raise ValueError(
-                f"damping must be zero or more, got {self.damping}; give the weight decay in use"
+                f"damping must be zero or more and finite, got {self.damping}; give the weight decay in use"
             )
 
     def check(self, measurements: Measured, num_samples: int) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunesampler.base.checks import checked_labels
+from prunesampler.base.checks import checked_labels, whole_number
 from prunesampler.influence.hessians import (
     DenseHessian,
     DiagonalHessian,
@@ -23,6 +24,9 @@ from prunesampler.influence.top_rows import TopHessian
 HESSIANS: dict[str, type[OutputHessian]] = {
     kind.__name__: kind for kind in (SoftmaxHessian, DiagonalHessian, DenseHessian, TopHessian)
 }
+DAMAGED = "a damaged file, or not one of prunesampler"
+MOST_OUTPUTS = 2**24
+"""Outputs of a layer, of which sums over all are made, however few are kept of each sample."""
 
 
 def measurement_state(measured: Measured) -> dict[str, Any]:
@@ -75,24 +79,24 @@ def class_labels(labels: Tensor | None, num_samples: int) -> Tensor | None:
     return dense if int(classes[-1]) > 2 * num_samples else labels
 
 
-def read_layer(state: Mapping[str, Any]) -> str | None:
-    """Name of the measured layer in a state of scores; None in states of older releases.
+def read_name(state: Mapping[str, Any], key: str) -> str | None:
+    """A text in a state of scores; None in states of older releases.
 
     Raises:
-        ValueError: If it is not a string.
+        ValueError: If it is something else.
 
     Example:
-        >>> read_layer({"layer": "fc"}), read_layer({})
+        >>> read_name({"layer": "fc"}, "layer"), read_name({}, "layer")
         ('fc', None)
     """
-    layer = state.get("layer")
-    if layer is not None and not isinstance(layer, str):
-        raise ValueError(f"the layer of the measurements must be a name, got {layer!r}")
-    return layer
+    found = state.get(key)
+    if found is not None and not isinstance(found, str):
+        raise ValueError(f"the {key} of the measurements must be a text, got {found!r}: {DAMAGED}")
+    return found
 
 
 def read_measurements(state: Mapping[str, Any], num_samples: int) -> Measured:
-    """Measurements from :func:`measurement_state`.
+    """Measurements from :func:`measurement_state`; all that compiled loops rely on is checked.
 
     Raises:
         ValueError: If they are incomplete or damaged, or of another number of samples.
@@ -105,57 +109,28 @@ def read_measurements(state: Mapping[str, Any], num_samples: int) -> Measured:
         3
     """
     try:
-        measurements, counts = _measurements(state), state.get("counts")
+        counts, size = state.get("counts"), num_samples
         if counts is not None:
             check_counts(counts, num_samples)
-            num_samples = int(counts.sum())  # of what was measured
-    except (KeyError, TypeError, AttributeError) as error:
+            size = int(counts.sum())  # of what was measured
+        hessian = _hessian(state, size)
+        top = isinstance(hessian, TopHessian)
+        kind = (torch.float32, torch.float16) if top else (None, None)
+        delta = _tensor(state, "delta", (size, _width(hessian)), kind[0])
+        inputs = _tensor(state, "inputs", (size, None), kind[1])
+        losses = _tensor(state, "losses", (size,))
+        labels, scale = _labels(state, hessian, size), state.get("scale")
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"not the measurements of a pruner: {error!r}") from error
-    tensors = [
-        measurements.delta,
-        measurements.inputs,
-        measurements.losses,
-        *measurements.hessian.tensors.values(),
-    ]
-    if not all(isinstance(t, Tensor) and len(t) == num_samples for t in tensors):
+    made = TopMeasurements if top else Measurements
+    held = made(delta, inputs, hessian, losses, labels)  # type: ignore[arg-type]
+    if counts is None:
+        return held
+    if not isinstance(scale, float) or not 0 < scale < math.inf:
         raise ValueError(
-            f"the measurements are not of the {num_samples} samples of this dataset; resume with the "
-            "dataset of the checkpoint"
+            f"the measurements' scale must be a positive number, got {scale!r}: {DAMAGED}"
         )
-    # Compiled loops read these as what they should be, and would read beyond them.
-    held, kinds = (
-        measurements,
-        (torch.float16,) if isinstance(measurements.hessian, TopHessian) else None,
-    )
-    if (
-        held.inputs.dim() != 2
-        or not held.inputs.is_floating_point()
-        or (kinds and held.inputs.dtype not in kinds)
-    ):
-        raise ValueError(
-            f"the measurements' inputs are {held.inputs.dtype} of shape {tuple(held.inputs.shape)}: a damaged checkpoint"
-        )
-    labels, width = measurements.labels, measurements.delta.shape[-1]
-    whole = labels is None or (labels.dtype == torch.int64 and labels.shape == (num_samples,))
-    if not whole or measurements.delta.dim() != 2 or width != _width(measurements.hessian):
-        raise ValueError("the measurements' labels or outputs do not fit together")
-    classes = isinstance(measurements.hessian, (SoftmaxHessian, TopHessian))
-    beyond = measurements.hessian.size()[0] if classes else None
-    if (
-        labels is not None
-        and beyond
-        and len(labels)
-        and not 0 <= int(labels.min()) <= int(labels.max()) < beyond
-    ):
-        raise ValueError(
-            f"the measurements' labels run from {int(labels.min())} to {int(labels.max())}, beyond the layer's "
-            f"{beyond} outputs: a damaged checkpoint"
-        )
-    if not all(bool(torch.isfinite(t).all()) for t in tensors):
-        raise ValueError("the measurements hold numbers that are not finite: a damaged checkpoint")
-    if counts is not None:
-        return Sequences(measurements, counts, float(state["scale"]))
-    return measurements
+    return Sequences(held, counts, scale)
 
 
 def check_counts(counts: Any, num_samples: int) -> None:
@@ -175,27 +150,117 @@ def check_counts(counts: Any, num_samples: int) -> None:
         )
 
 
-def _measurements(state: Mapping[str, Any]) -> Measurements:
-    """The measurements of a state, of which nothing is checked yet."""
-    kind, held = HESSIANS[state["hessian"]], state["hessian_tensors"]
-    tensors = {name: state[name] for name in ("delta", "inputs", "losses")}
-    if kind is TopHessian:
-        top = TopHessian(**held, width=int(state["outputs"]))
-        return TopMeasurements(**tensors, hessian=top, labels=state["labels"])
-    return Measurements(**tensors, hessian=kind(**held), labels=state["labels"])
+def _tensor(
+    state: Mapping[str, Any],
+    name: str,
+    shape: tuple[int | None, ...],
+    kind: torch.dtype | None = None,
+) -> Tensor:
+    """A tensor of numbers that are finite.
+
+    Args:
+        state: Tensors by name.
+        name: Name of the tensor.
+        shape: Sizes, or None where any will do.
+        kind: Precision, or None for any.
+
+    Raises:
+        ValueError: If it is none, or of other sizes or precision.
+    """
+    found = state[name]
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"the measurements' {name} are no tensor but {type(found).__name__}: {DAMAGED}"
+        )
+    if found.shape[:1] != shape[:1]:
+        raise ValueError(
+            f"the measurements are not of the {shape[0]} samples of this dataset; resume with the dataset of "
+            "the checkpoint"
+        )
+    fits = found.dim() == len(shape) and all(
+        b in (None, a) for a, b in zip(found.shape, shape, strict=True)
+    )
+    right = found.is_floating_point() if kind is None else found.dtype == kind
+    if not fits or not right or 0 in found.shape[1:]:
+        raise ValueError(
+            f"the measurements' {name} are {found.dtype} of shape {tuple(found.shape)}, which does not fit: {DAMAGED}"
+        )
+    if not bool(torch.isfinite(found).all()):
+        raise ValueError(f"the measurements hold {name} that are not finite: {DAMAGED}")
+    return found
 
 
-def _width(hessian: OutputHessian) -> int:
-    """Number of gradients with respect to outputs that there must be of each sample.
+def _hessian(state: Mapping[str, Any], size: int) -> OutputHessian:
+    """Second derivatives of this number of losses.
+
+    Raises:
+        ValueError: If they are damaged.
+    """
+    kind, held = HESSIANS[state["hessian"]], dict(state["hessian_tensors"])
+    if kind is DiagonalHessian:
+        return DiagonalHessian(_tensor(held, "values", (size, None)))
+    if kind is DenseHessian:
+        values = _tensor(held, "values", (size, None, None))
+        if values.shape[1] != values.shape[2] or not torch.allclose(
+            values, values.mT, rtol=1e-3, atol=1e-3 * float(values.abs().max())
+        ):
+            raise ValueError(f"the measurements' second derivatives are not symmetric: {DAMAGED}")
+        return DenseHessian(values)
+    single = torch.float32 if kind is TopHessian else None
+    mass = _tensor(held, "mass", (size,), single)
+    p = _tensor(held, "probabilities", (size, None), single)
+    if bool((mass < 0).any()) or bool((p < 0).any()) or bool(((p.sum(1) - 1).abs() > 0.05).any()):
+        raise ValueError(
+            f"the measurements' probabilities do not sum to one, or are below zero: {DAMAGED}"
+        )
+    if kind is SoftmaxHessian:
+        return SoftmaxHessian(p, mass)
+    return _top(held, p, mass, whole_number("outputs", state["outputs"]))
+
+
+def _top(held: Mapping[str, Any], p: Tensor, mass: Tensor, width: int) -> TopHessian:
+    """Second derivatives by the outputs that are kept.
 
     Raises:
         ValueError: If an output that was kept does not exist.
     """
-    if not isinstance(hessian, TopHessian):
-        return hessian.size()[0]
-    outputs = hessian.outputs
-    if outputs.dtype != torch.int32 or outputs.shape != hessian.probabilities.shape:
+    outputs, share = held["outputs"], _tensor(held, "held", (len(p),), torch.float32)
+    if not isinstance(outputs, Tensor) or outputs.dtype != torch.int32 or outputs.shape != p.shape:
         raise ValueError("the measurements' kept outputs do not fit together")
-    if len(outputs) and not 0 <= int(outputs.min()) <= int(outputs.max()) < hessian.width:
-        raise ValueError(f"the measurements keep outputs beyond the layer's {hessian.width}")
-    return outputs.shape[1]
+    if len(outputs) and not 0 <= int(outputs.min()) <= int(outputs.max()) < width:
+        raise ValueError(f"the measurements keep outputs beyond the layer's {width}")
+    ordered = outputs.sort(1).values
+    if bool((ordered[:, 1:] == ordered[:, :-1]).any()) or bool((share < 0).any()):
+        raise ValueError(
+            f"the measurements keep an output of a sample twice, or a share below zero: {DAMAGED}"
+        )
+    if width > MOST_OUTPUTS:
+        raise ValueError(
+            f"the measurements are of {width} outputs, above {MOST_OUTPUTS:,}: {DAMAGED}"
+        )
+    return TopHessian(outputs, p, mass, share, width)
+
+
+def _labels(state: Mapping[str, Any], hessian: OutputHessian, size: int) -> Tensor | None:
+    """Class of every sample, or None.
+
+    Raises:
+        ValueError: If there is not one for each, or it is beyond the layer's outputs.
+    """
+    labels: Tensor | None = state["labels"]
+    if labels is None:
+        return None
+    if labels.dtype != torch.int64 or labels.shape != (size,):
+        raise ValueError(f"the measurements' labels are not {size} whole numbers: {DAMAGED}")
+    classes = hessian.size()[0] if isinstance(hessian, (SoftmaxHessian, TopHessian)) else None
+    if classes and size and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f"the measurements' labels run from {int(labels.min())} to {int(labels.max())}, beyond the layer's "
+            f"{classes} outputs: {DAMAGED}"
+        )
+    return labels
+
+
+def _width(hessian: OutputHessian) -> int:
+    """Number of gradients with respect to outputs that there must be of each sample."""
+    return hessian.outputs.shape[1] if isinstance(hessian, TopHessian) else hessian.size()[0]

@@ -63,6 +63,16 @@ def directions(features: Tensor) -> Tensor:
     return torch.where(apart, held / norms.clamp(min=1e-30), 0.0)
 
 
+def check_similar(similar: float) -> None:
+    """Check the least cosine of near copies.
+
+    Raises:
+        ValueError: If it is no number in (0, 1].
+    """
+    if not isinstance(similar, (int, float)) or not 0 < similar <= 1:
+        raise ValueError(f"similar={similar!r} must lie in (0, 1]: it is a cosine")
+
+
 def copies(features: Tensor, similar: float) -> Tensor:
     """Number of the group of near copies that each sample is in, int64, shape (n,); alone it is -1.
 
@@ -82,8 +92,7 @@ def copies(features: Tensor, similar: float) -> Tensor:
         >>> copies(features, similar=0.99).tolist()
         [0, -1, 0, -1]
     """
-    if not 0 < similar <= 1:
-        raise ValueError(f"similar={similar} must lie in (0, 1]: it is a cosine")
+    check_similar(similar)
     if len(features) > MOST:
         raise ValueError(
             f"pairs of {len(features)} samples are too many to compare, more than {MOST:,}; look for copies in "

@@ -84,8 +84,8 @@ def doubts(pool: Measured, wanted: Measured, believed: Tensor) -> Doubts:
         believed: Probability of each label in the pool by the pool's own layer, shape (n,).
 
     Raises:
-        ValueError: For losses without classes, labels that are not known, or wanted samples of one class only
-            or of another layer.
+        ValueError: For losses without classes, labels that are not known, or wanted samples of one class only or
+            of another layer.
 
     Example:
         >>> from prunesampler import Budget, InfluencePruner
@@ -149,12 +149,7 @@ def _check(pool: Measured, wanted: Measured) -> tuple[Measurements, Measurements
     held, sure = check_classes(pool), check_classes(wanted)
     if held.labels is None or sure.labels is None:
         raise ValueError(UNLABELLED)
-    if held.inputs.shape[1] != sure.inputs.shape[1] or held.hessian.size() != sure.hessian.size():
-        raise ValueError(
-            f"the wanted samples were measured at a layer of {sure.inputs.shape[1]} inputs and "
-            f"{sure.hessian.size()[0]} outputs, the pool at one of {held.inputs.shape[1]} and "
-            f"{held.hessian.size()[0]}; measure both with the same model"
-        )
+    check_layers(held, sure)
     present = sure.labels.unique()  # type: ignore[no-untyped-call]
     if len(present) < 2:
         raise ValueError(
@@ -162,6 +157,20 @@ def _check(pool: Measured, wanted: Measured) -> tuple[Measurements, Measurements
             "at least two; give wanted samples of more classes"
         )
     return held, sure
+
+
+def check_layers(measured: Measured, wanted: Measured) -> None:
+    """Check that two sets of samples were measured at the same layer.
+
+    Raises:
+        ValueError: If it had other inputs or outputs.
+    """
+    pool, sure = ((m.tokens.inputs.shape[1], m.hessian.size()[0]) for m in (measured, wanted))
+    if pool != sure:
+        raise ValueError(
+            f"the wanted samples were measured at a layer of {sure[0]} inputs and {sure[1]} outputs, the pool at "
+            f"one of {pool[0]} and {pool[1]}; measure both with the same model"
+        )
 
 
 def _components(pool: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -81,7 +81,7 @@ class Audit:
             similar: Least cosine of near copies, or None for one that is unusual.
 
         Raises:
-            ValueError: If numbers are not finite, or the wanted samples do not fit.
+            ValueError: If numbers are not finite.
         """
         broken = (~measurements.tokens.finite()).nonzero()[:, 0]
         if len(broken):
@@ -115,9 +115,9 @@ class Audit:
             ValueError: For other names, none, or if nothing would be left.
         """
         known = {"copies": self.copies, "suspects": self.suspects, "off_target": self.off_target}
-        if not names or set(names) - set(known):
+        if not names or any(name not in list(known) for name in names):
             raise ValueError(
-                f"drop takes some of {', '.join(known)}, got {', '.join(names) or 'none'}"
+                f"drop takes some of {', '.join(known)}, one after another; got {', '.join(map(str, names)) or 'none'}"
             )
         gone = torch.cat([known[name].indices for name in names]).unique()  # type: ignore[no-untyped-call]
         if len(gone) == self.num_samples:

@@ -10,7 +10,7 @@ from torch import Tensor
 from prunesampler.influence.influence import Influence
 from prunesampler.influence.leave_one_out import check_classes, is_exact, leave_one_out
 from prunesampler.influence.sequences import Measured, Sequences
-from prunesampler.pool.copies import copies, directions, originals, unusual
+from prunesampler.pool.copies import check_similar, copies, directions, originals, unusual
 from prunesampler.pool.suspects import TIMES, suspects
 from prunesampler.pool.wanted import doubts, own_probability
 
@@ -42,11 +42,11 @@ def suspect_labels(measurements: Measured, influence: Influence) -> tuple[Findin
     unknown = torch.ones(len(measurements))
     try:
         held = check_classes(measurements)
-        own_probability(held)
-    except ValueError as error:
+        judged = own_probability(held)
+        p = leave_one_out(held, influence)
+    except (ValueError, RuntimeError) as error:
         return Finding(*NOTHING, f"not applicable: {error}"), unknown
     assert held.labels is not None
-    p = leave_one_out(held, influence)
     indices, sure = suspects(p, held.labels)
     how = "" if is_exact(influence) else " (the curvature is approximate)"
     text = f"another class is {TIMES:.0f} times as probable, by the layer without the sample{how}"
@@ -55,9 +55,8 @@ def suspect_labels(measurements: Measured, influence: Influence) -> tuple[Findin
         if len(indices)
         else f"none: nowhere {text}"
     )
-    judged = (
-        p.gather(1, held.labels[:, None])[:, 0] if is_exact(influence) else own_probability(held)
-    )
+    if is_exact(influence):
+        judged = p.gather(1, held.labels[:, None])[:, 0]
     return Finding(indices, sure, advice), judged
 
 
@@ -66,6 +65,8 @@ def near_copies(
 ) -> tuple[Finding, Tensor]:
     """Near copies of samples that are doubted less, and the groups that they form."""
     alone = torch.full((len(measurements),), -1)
+    if similar is not None:
+        check_similar(similar)
     try:
         if isinstance(measurements, Sequences):
             raise ValueError("a sequence has features for each token, not of its own")
@@ -73,8 +74,6 @@ def near_copies(
         least = unusual(features) if similar is None else similar
         groups = copies(features, least)
     except ValueError as error:
-        if similar is not None and not 0 < similar <= 1:
-            raise
         return Finding(*NOTHING, f"not applicable: {error}"), alone
     kept = originals(features, groups, doubt, least)
     gone = (kept != torch.arange(len(kept))).nonzero()[:, 0]
@@ -100,12 +99,18 @@ def _differing(groups: Tensor, labels: Tensor | None) -> int:
 
 
 def off_target(measurements: Measured, wanted: Measured | None, own: Tensor) -> Finding:
-    """Samples that are not like the wanted ones; ``own`` is what `suspect_labels` returns."""
+    """Samples that are not like the wanted ones; ``own`` is what `suspect_labels` returns.
+
+    Both were measured at the same layer.
+    """
     if wanted is None:
         return Finding(
             *NOTHING, "no wanted samples given: give wanted=, the scores of some that are sure"
         )
-    found = doubts(measurements, wanted, own)
+    try:
+        found = doubts(measurements, wanted, own)
+    except (ValueError, RuntimeError) as error:  # of numbers that no factorisation takes, too
+        return Finding(*NOTHING, f"not applicable: {error}")
     indices, lacking = found.off_target(), int(found.unknown.sum())
     if not len(indices):
         return Finding(

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from prunesampler.base.checks import warn
 from prunesampler.base.processes import current_group, together
+from prunesampler.influence.automatic import AutoCurvature
 from prunesampler.influence.states import class_labels
 from prunesampler.influence.weights import SPREAD
+from prunesampler.measure.batches import content
 from prunesampler.measure.reading import Reading
 from prunesampler.measure.scored_set import ScoredSet
 from prunesampler.select.choosing import choose_together, weigh_together
-from prunesampler.select.scores import Scores, check_same
+from prunesampler.select.scores import Scores, check_same, check_wanted
 from prunesampler.select.selection import Selection
 from prunesampler.select.selector import Selector
 from prunesampler.solve.budget import Budget, Constraints
@@ -47,17 +49,25 @@ class AnswersFromScores:
         """How samples are read."""
         raise NotImplementedError
 
+    def _settings(self) -> bytes:
+        """The content of all settings that must be the same on all ranks."""
+        chosen = self._selector
+        constraints = (chosen.constraints or Constraints()).indices(self.num_samples)
+        numbers = [self.num_samples, self.reading.batch_size, chosen.seed, repr(self.budget)]
+        return content([numbers, *constraints, chosen.objective.settings()])
+
     def choose_from(self, scores: Scores | None) -> Selection:
         """Select from scores at hand, by this pruner's budget, objective and constraints, without a pass.
 
-        Call it on all processes. The scores may be another pruner's over the same samples, or loaded.
+        Call it on all processes. The scores may be another pruner's over the same samples, or loaded. Curvature,
+        damping and wanted samples are the scores' own.
 
         Args:
             scores: Scores on rank 0; None on the others.
 
         Raises:
-            ValueError: If they are of another dataset, hold no wanted samples that the objective needs, or the
-                budget cannot be met.
+            ValueError: If they are of another dataset, of another curvature than one that was given to this
+                pruner, hold no or other wanted samples than the objective needs, or the budget cannot be met.
 
         Example:
             >>> import torch
@@ -70,8 +80,14 @@ class AnswersFromScores:
         """
         group = self._data.meet("choose_from", self.reading)
 
+        group.check_equal("the pruners", self._settings())
+
         def ready() -> Scores | None:
-            if scores is None:
+            if scores is None and group.rank == 0:
+                raise ValueError(
+                    "no scores on rank 0: give choose_from what measure returned there"
+                )
+            if scores is None or group.rank != 0:
                 return None
             check_same(scores, self.num_samples, self._data.look(self.reading))
             return self._adopted(scores)
@@ -127,14 +143,24 @@ class AnswersFromScores:
         """Scores that another pruner made, with the labels and the metric of this one.
 
         Raises:
-            ValueError: If they hold no wanted samples that the objective needs.
+            ValueError: If they hold no or other wanted samples than the objective needs, or were made with
+                another curvature.
         """
         objective, given = self._selector.objective, self._selector.labels
+        mine, theirs = self._selector.curvature, scores.curvature
+        if mine not in (AutoCurvature(), theirs) or self._selector.center != scores.centred:
+            raise ValueError(
+                f"the scores were made with {theirs} and center={scores.centred}, this pruner has {mine} and "
+                f"center={self._selector.center}; give it the same, or no curvature=, or measure again"
+            )
         if objective.wanted is not None and scores.wanted is None:
             raise ValueError(
                 f"{type(objective).__name__} needs wanted samples, and these scores hold none; measure with a "
                 "pruner of this objective"
             )
+        if objective.wanted is not None:
+            look = ScoredSet(objective.wanted)
+            check_wanted(scores, look.num_samples, look.look(self.reading))
         labels = scores.labels if given is None else class_labels(given, self.num_samples)
         influence = replace(scores.influence, metric=objective.metric)
         return replace(scores, labels=labels, influence=influence)

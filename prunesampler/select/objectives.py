@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 from prunesampler.base.checks import checked_cost, dataset_size
 from prunesampler.influence.influence import Metric, parameter_distance
 from prunesampler.influence.leave_one_out import check_classes
-from prunesampler.pool.wanted import believed, doubts
+from prunesampler.influence.sequences import Measured
+from prunesampler.pool.wanted import UNLABELLED, believed, doubts
 from prunesampler.select.scores import Scores
 
 Cost = Callable[[Scores], Tensor]
@@ -74,6 +75,10 @@ class Objective:
         """Check, before anything is measured, that the objective fits this number of samples."""
         if self.wanted is not None:
             dataset_size(self.wanted)
+
+    def check_measured(self, measurements: Measured) -> None:
+        """Check on the first samples that are measured, wanted ones too, that they can be judged."""
+        return
 
     def settings(self) -> list[Any]:
         """Numbers and tensors that must be the same on all processes of a run."""
@@ -184,6 +189,15 @@ class Target(Objective):
         held = check_classes(scores.measurements)
         found = doubts(held, scores.wanted, believed(held, scores.influence))
         return standardised(-found.pool, weight=1.0)
+
+    def check_measured(self, measurements: Measured) -> None:
+        """Check that every sample has a class.
+
+        Raises:
+            ValueError: If the loss has no classes, or its targets are no class indices.
+        """
+        if check_classes(measurements).labels is None:
+            raise ValueError(f"Target judges labels, and {UNLABELLED}")
 
     def settings(self) -> list[Any]:
         """The number of wanted samples, and whether the shift counts."""

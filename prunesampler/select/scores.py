@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunesampler.base.checks import whole_number
 from prunesampler.base.files import pack_state, unpack_state, write_atomically
-from prunesampler.influence.automatic import BlockCurvature
+from prunesampler.influence.automatic import AutoCurvature, BlockCurvature
 from prunesampler.influence.curvature import (
     Curvature,
     ExactCurvature,
@@ -25,19 +25,26 @@ from prunesampler.influence.influence import Influence
 from prunesampler.influence.leave_one_out import leave_one_out
 from prunesampler.influence.sequences import Measured
 from prunesampler.influence.states import (
+    DAMAGED,
     class_labels,
     measurement_state,
-    read_layer,
     read_measurements,
+    read_name,
 )
+from prunesampler.pool.wanted import check_layers
 from prunesampler.select.audit import Audit
 
-CURVATURES: dict[str, type[Any]] = {
-    "ExactFactorised": ExactCurvature,
-    "MatrixFree": BlockCurvature,
-    "KroneckerFactorised": KroneckerCurvature,
+CURVATURES: dict[str, Callable[..., Curvature]] = {
+    kind.__name__: kind
+    for kind in (
+        AutoCurvature,
+        ExactCurvature,
+        BlockCurvature,
+        KroneckerCurvature,
+        IdentityCurvature,
+    )
 }
-"""What makes a factorised curvature again, with its damping."""
+"""What a file can name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +56,12 @@ class Scores:
         influence: Influence of the same samples.
         labels: Class of every sample from 0 on, int64, shape (n,), or None if unknown.
         wanted: Measurements of the objective's wanted samples, or None.
+        curvature: What factorised the influence's curvature, with its damping.
+        centred: Whether the mean gradient is subtracted.
         seconds: Seconds that measuring and the curvature took, by name.
         layer: Name of the measured layer in the model, or None if unknown.
         outline: A hash of a few samples' labels and shapes, to tell another dataset, or None.
+        wanted_outline: The same of the wanted samples.
 
     Example:
         >>> import torch
@@ -68,9 +78,12 @@ class Scores:
     influence: Influence
     labels: Tensor | None
     wanted: Measured | None
+    curvature: Curvature
+    centred: bool
     seconds: dict[str, float]
     layer: str | None = None
     outline: str | None = None
+    wanted_outline: str | None = None
 
     def __len__(self) -> int:
         """Number of samples n."""
@@ -96,7 +109,7 @@ class Scores:
             similar: Least cosine of near copies; by default far above what is usual in these features.
 
         Raises:
-            ValueError: If the wanted samples are of another layer, or of none.
+            ValueError: If the wanted samples are of another layer, or ``similar`` is no cosine.
 
         Example:
             >>> import torch
@@ -107,6 +120,8 @@ class Scores:
             >>> sorted(scores.audit().copies.indices.tolist())
             [60, 61]
         """
+        if wanted is not None:
+            check_layers(self.measurements, wanted.measurements)
         target = self.wanted if wanted is None else wanted.measurements
         return Audit.of(self.measurements, self.influence, self.labels, target, similar)
 
@@ -121,17 +136,13 @@ class Scores:
             "wanted_samples": None if self.wanted is None else len(self.wanted),
             "layer": self.layer,
             "outline": self.outline,
+            "wanted_outline": self.wanted_outline,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all into one safetensors file, whole or not at all: ``4 n (2 C + D + 4)`` bytes."""
-        factorised = self.influence.factorised
-        more = {
-            "samples": len(self),
-            "curvature": type(factorised).__name__,
-            "damping": factorised.damping,
-            "centred": bool(self.influence.mean.any()),
-        }
+        made_by = {"kind": type(self.curvature).__name__, **_options(self.curvature)}
+        more = {"samples": len(self), "curvature": made_by, "centred": self.centred}
         write_atomically(Path(path), pack_state({"scores": self.state_dict(), **more}))
 
     @classmethod
@@ -159,12 +170,11 @@ class Scores:
         """
         found = unpack_state(Path(path).read_bytes())
         try:
-            state, samples = found["scores"], whole_number("samples", found["samples"])
-            kind, damping = str(found["curvature"]), float(found["damping"])
-            centred = bool(found["centred"])
-        except (KeyError, TypeError) as error:
+            state, samples = dict(found["scores"]), whole_number("samples", found["samples"])
+            made_by, centred = dict(found["curvature"]), found["centred"] is True
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no scores: {error!r}") from error
-        return cls.from_state(state, samples, curvature or _curvature(kind, damping), centred)
+        return cls.from_state(state, samples, curvature or _curvature(made_by), centred)
 
     @classmethod
     def from_state(
@@ -181,17 +191,22 @@ class Scores:
                 "this state is of an older release, which kept of the wanted samples only a mean; measure again"
             )
         if wanted is not None:
-            wanted = read_measurements(
-                wanted, whole_number("wanted_samples", state["wanted_samples"])
-            )
+            size = whole_number("wanted_samples", state.get("wanted_samples"))
+            wanted = read_measurements(wanted, size)
+            check_layers(measured, wanted)
         started = time.perf_counter()
-        factorised = curvature.factorise(measured)
-        influence = Influence.build(measured.rows(), factorised, center=center)
+        try:
+            factorised = curvature.factorise(measured)
+            influence = Influence.build(measured.rows(), factorised, center=center)
+        except (RuntimeError, MemoryError) as error:  # numbers that are finite, and absurd
+            raise ValueError(f"nothing can be computed with these measurements: {error}") from error
         seconds = {"measuring_seconds": 0.0, "curvature_seconds": time.perf_counter() - started}
         labels = measured.labels if state.get("classes") is None else state["classes"]
+        if labels is not None and (not isinstance(labels, Tensor) or labels.dtype != torch.int64):
+            raise ValueError(f"the classes of the samples are no whole numbers: {DAMAGED}")
         return cls(
-            measured, influence, class_labels(labels, num_samples), wanted, seconds, read_layer(state),
-            _outline(state.get("outline")),
+            measured, influence, class_labels(labels, num_samples), wanted, curvature, center, seconds,
+            read_name(state, "layer"), read_name(state, "outline"), read_name(state, "wanted_outline"),
         )  # fmt: skip
 
 
@@ -213,18 +228,46 @@ def check_same(scores: Scores, num_samples: int, outline: str | None) -> None:
         )
 
 
-def _outline(found: Any) -> str | None:
-    if found is not None and not isinstance(found, str):
-        raise ValueError(f"the outline of the dataset must be a text, got {found!r}")
-    return found
+def check_wanted(scores: Scores, num_samples: int, outline: str) -> None:
+    """Check that the wanted samples of these scores are those of an objective.
 
+    Args:
+        scores: Scores with wanted samples.
+        num_samples: Number of samples that the objective wants.
+        outline: Hash of a few of their labels and shapes.
 
-def _curvature(kind: str, damping: float) -> Curvature:
-    if kind == "IdentityFactorised":
-        return IdentityCurvature()
-    if kind not in CURVATURES:
+    Raises:
+        ValueError: If they are others, as far as can be seen from a few.
+    """
+    assert scores.wanted is not None
+    if len(scores.wanted) != num_samples or scores.wanted_outline not in (None, outline):
         raise ValueError(
-            f"the scores were made with a curvature of your own, whose factors are {kind}; give curvature="
+            f"the scores hold {len(scores.wanted)} other wanted samples than the {num_samples} of this objective; "
+            "measure with a pruner of this objective"
         )
-    found: Curvature = CURVATURES[kind](damping=damping)
-    return found
+
+
+def _options(curvature: Curvature) -> dict[str, Any]:
+    """What a curvature of this package was made with; nothing of one of the user's own."""
+    known = type(curvature) in CURVATURES.values()
+    return {f.name: getattr(curvature, f.name) for f in fields(curvature)} if known else {}  # type: ignore[arg-type]
+
+
+def _curvature(made_by: dict[str, Any]) -> Curvature:
+    """The curvature that a file names.
+
+    Raises:
+        ValueError: If it is none of this package, or its options are damaged.
+    """
+    kind = made_by.pop("kind", None)
+    if not isinstance(kind, str) or kind not in CURVATURES:
+        raise ValueError(
+            f"the scores were made with a curvature of your own, {kind!r}; give curvature=, as it was"
+        )
+    numbers = all(v is None or type(v) in (int, float) for v in made_by.values())
+    try:
+        if numbers:
+            return CURVATURES[kind](**made_by)
+    except TypeError:
+        pass
+    raise ValueError(f"the file names a {kind} of {made_by}, which is none: it is damaged")

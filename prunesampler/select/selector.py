@@ -112,7 +112,18 @@ class Selector:
             metric=self.objective.metric,
         )
         seconds = {"measuring_seconds": measuring_seconds, "curvature_seconds": _since(started)}
-        return Scores(measurements, influence, labels, wanted, seconds, layer)
+        return Scores(
+            measurements, influence, labels, wanted, self.curvature, self.center, seconds, layer
+        )
+
+    def keep(self, measurements: Measured) -> Measured:
+        """What to keep of a batch, once the objective has seen that it can judge it.
+
+        Raises:
+            ValueError: If it cannot.
+        """
+        self.objective.check_measured(measurements)
+        return self.curvature.keep(measurements)
 
     def check(self, measurements: Measured) -> None:
         """Check with the measurements of a few samples that selecting from all can work.
@@ -194,23 +205,23 @@ class Selector:
     def _certified(self, scores: Scores, solution: Solution, seconds: float) -> Selection:
         """The selection with the Newton shift and the kept curvature."""
         started, influence, pruned = time.perf_counter(), scores.influence, solution.pruned
-        kept, share = kept_curvature(self.curvature, scores.measurements, influence, pruned)
+        kept, share = kept_curvature(scores.curvature, scores.measurements, influence, pruned)
         newton = influence.norm(newton_shift(kept, influence, pruned))
         getattr(influence.factorised, "residuals", []).extend(getattr(kept, "residuals", []))
         del kept  # its matrices are large, and the next call makes more
         random = random_newton_shift(
-            self.curvature, scores.measurements, influence, len(pruned), self.seed
+            scores.curvature, scores.measurements, influence, len(pruned), self.seed
         )
         selection = self._report(scores, solution, seconds, started, random)
         return replace(selection, newton_shift=newton, curvature_share=share)
 
     def _curvature(self, scores: Scores) -> Curvature:
         """The curvature that made these scores."""
-        if isinstance(self.curvature, AutoCurvature):
+        if isinstance(scores.curvature, AutoCurvature):
             measured = scores.measurements
             outputs = measured.hessian.size()[0]
-            return self.curvature.of(len(measured.tokens), measured.parameters, outputs)
-        return self.curvature
+            return scores.curvature.of(len(measured.tokens), measured.parameters, outputs)
+        return scores.curvature
 
     def _report(
         self,
@@ -223,7 +234,7 @@ class Selector:
         """The selection with its cheap figures; certifying began at the time ``started``."""
         influence, pruned = scores.influence, solution.pruned
         # Only a damping that was given is the penalty in use; the default one proves nothing.
-        penalty = getattr(self.curvature, "damping", None) if self.center else None
+        penalty = getattr(scores.curvature, "damping", None) if scores.centred else None
         if isinstance(scores.measurements.hessian, TopHessian):
             penalty = None  # the gradients are not quite those of the loss
         bound = convex_bound(influence, pruned, penalty) if penalty else None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunesampler.base.checks import checked_seed
+from prunesampler.base.checks import checked_seed, whole_number
 from prunesampler.influence.leave_one_out import CHUNK, check_classes, probabilities
 from prunesampler.pool.suspects import suspects
 from prunesampler.select.findings import Finding
@@ -45,7 +45,7 @@ def cross_split(num_samples: int, seed: int = 0) -> CrossSplit:
         >>> len(split.first), len(split.second), len(set(split.first.tolist() + split.second.tolist()))
         (2, 3, 5)
     """
-    if num_samples < 2:
+    if whole_number("num_samples", num_samples) < 2:
         raise ValueError(f"{num_samples} sample cannot be split into two halves")
     order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(checked_seed(seed)))
     half = num_samples // 2
@@ -65,7 +65,9 @@ def suspects_from(
             label goes that is not the likeliest.
 
     Raises:
-        ValueError: If the scores are of other samples, or the loss has no classes.
+        TypeError: If one of them is no scores, as on the ranks where measure returns None.
+        ValueError: If the scores are of other samples or classes, the halves are none of a whole, or the loss
+            has no classes.
 
     Example:
         >>> from prunesampler import Budget, InfluencePruner
@@ -76,9 +78,20 @@ def suspects_from(
         True
     """
     n = len(split.first) + len(split.second)
+    if not torch.equal(torch.cat([split.first, split.second]).sort().values, torch.arange(n)):
+        raise ValueError(f"the halves share samples or leave some out of {n}; take cross_split(n)")
     for scores in (first, second):
+        if not isinstance(scores, Scores):
+            raise TypeError(
+                f"suspects_from takes the scores that measure returns on rank 0, got {scores!r}"
+            )
         check_same(scores, n, first.outline)
     judged = check_classes(second.measurements)
+    classes = [check_classes(scores.measurements).hessian.size()[0] for scores in (first, second)]
+    if classes[0] != classes[1]:
+        raise ValueError(
+            f"the first network tells {classes[0]} classes apart and the second {classes[1]}; train both on the same"
+        )
     if judged.labels is None:
         raise ValueError(
             "the class of each sample is not known; measure with losses=CrossEntropy()"

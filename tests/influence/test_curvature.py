@@ -136,7 +136,7 @@ def test_above_the_limit_the_error_names_size_and_choices():
 
 @pytest.mark.parametrize("curvature", [ExactCurvature, KroneckerCurvature])
 def test_negative_damping_is_refused(curvature):
-    with pytest.raises(ValueError, match=r"damping must be zero or more, got -1"):
+    with pytest.raises(ValueError, match=r"damping must be zero or more and finite, got -1"):
         curvature(damping=-1.0)
 
 

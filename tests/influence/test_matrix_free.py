@@ -82,7 +82,7 @@ def test_the_block_curvature_refuses_zero_damping_by_its_value():
     for made, damping in ((BlockCurvature(damping=0.0), None), (BlockCurvature(), 0.0)):
         with pytest.raises(ValueError, match=r"needs a positive damping, got 0; .* or None"):
             made.factorise(measured, damping)
-    with pytest.raises(ValueError, match=r"damping must be zero or more, got -1"):
+    with pytest.raises(ValueError, match=r"damping must be zero or more and finite, got -1"):
         BlockCurvature(damping=-1.0)
 
 

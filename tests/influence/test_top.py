@@ -172,7 +172,7 @@ def test_the_default_selects_and_its_scores_can_be_kept(pruner, model):
     ("change", "said"),
     [
         ({"outputs": 299}, "keep outputs beyond the layer's 299"),
-        ({"outputs": None}, "not the measurements"),
+        ({"outputs": None}, "outputs must be a whole number"),
         ({"kept": torch.zeros(SAMPLES, KEPT).int() - 1}, "keep outputs beyond"),
         ({"kept": torch.zeros(SAMPLES, KEPT)}, "kept outputs do not fit together"),
         ({"kept": torch.zeros(SAMPLES, 3).int()}, "kept outputs do not fit together"),

@@ -1,7 +1,7 @@
 """An audit finds what was put into a pool, and says what does not apply; nothing is changed by looking."""
 
 import copy
-import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 
 from prunesampler import (
     Audit,
+    BinaryCrossEntropy,
     Budget,
     CrossEntropy,
     ExactCurvature,
@@ -24,7 +25,6 @@ from prunesampler import (
     cross_split,
     suspects_from,
 )
-from prunesampler.base.files import pack_state, unpack_state
 
 CENTRES = 3 * torch.randn(8, 24, generator=torch.Generator().manual_seed(3))
 
@@ -115,7 +115,7 @@ def test_what_is_dropped_goes():
     assert gone <= set(chosen.pruned.tolist())
     assert len(chosen.pruned) == round(0.3 * 640)
     assert set(audit.kept("copies", "suspects").tolist()) == set(range(640)) - gone
-    for names in ((), ("copy",), ("copies", "spam")):
+    for names in ((), ("copy",), ("copies", "spam"), (["copies"],)):
         with pytest.raises(ValueError, match=r"drop takes some of copies, suspects, off_target"):
             audit.drop(*names)
 
@@ -154,6 +154,7 @@ def test_a_regression_says_what_it_can():
     assert len(audit.copies) == 3
     assert "not applicable: the loss has no classes" in audit.suspects.advice
     assert "unknown" in audit.remarks["classes"]
+    assert "not applicable: the loss has no" in scores.audit(wanted=scores).off_target.advice
     with pytest.raises(ValueError, match="no classes"):
         scores.leave_one_out()
 
@@ -163,8 +164,9 @@ def test_features_that_are_all_the_same_are_named():
     data = TensorDataset(x, torch.arange(40) % 2)
     audit = pruner(data).measure(nn.Sequential(nn.Linear(12, 2))).audit()
     assert "not applicable: all 40 samples have the same features" in audit.copies.advice
-    with pytest.raises(ValueError, match="is a cosine"):
-        pruner(places(60, 0)).measure(nn.Sequential(nn.Linear(24, 4))).audit(similar=7)
+    for similar in (7, "near", 0.0):
+        with pytest.raises(ValueError, match="is a cosine"):
+            pruner(places(60, 0)).measure(nn.Sequential(nn.Linear(24, 4))).audit(similar=similar)
 
 
 def test_too_few_features_tell_no_copies():
@@ -172,6 +174,45 @@ def test_too_few_features_tell_no_copies():
     scores = pruner(data).measure(nn.Sequential(nn.Linear(2, 3)))
     assert "to tell copies" in scores.audit().copies.advice
     assert len(scores.audit(similar=1.0).copies) == 0
+
+
+def test_wanted_samples_of_one_class_are_a_line_in_the_audit():
+    data, sure = places(200, 0), places(80, 9)
+    x, y = sure.tensors
+    scores = pruner(data).measure(model := fitted(data))
+    one = pruner(TensorDataset(x[y == 1], y[y == 1]), gradients=None, labels=torch.arange(20) % 2)
+    audit = scores.audit(wanted=one.measure(model))
+    assert "not applicable: all 20 wanted samples have label 1" in audit.off_target.advice
+    assert len(audit.groups) == 200
+
+
+class Counted(TensorDataset):
+    """Counts how often an item is read."""
+
+    def __init__(self, *tensors):
+        super().__init__(*tensors)
+        self.read = 0
+
+    def __getitem__(self, index):
+        self.read += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(
+    ("targets", "losses"),
+    [
+        (torch.rand(900, 4).softmax(1), CrossEntropy()),
+        (torch.rand(900, 4).round(), BinaryCrossEntropy()),
+    ],
+)
+def test_a_target_without_classes_is_refused_on_the_first_batch(targets, losses):
+    data = Counted(torch.randn(900, 24), targets)
+    held = pruner(data, losses=losses, objective=Target(data), batch_size=50)
+    model = nn.Sequential(nn.Linear(24, 4))
+    for call in (held.check, held.select):
+        with pytest.raises(ValueError, match=r"class of each sample is not known|no classes"):
+            call(model)
+    assert data.read < 300
 
 
 def test_unequal_classes_are_named():
@@ -222,32 +263,43 @@ def test_scores_of_another_dataset_are_refused(tmp_path):
         pruner(TensorDataset(x, (y + 1) % 4)).choose_from(scores)
     with pytest.raises(ValueError, match="Target needs wanted samples, and these scores hold none"):
         pruner(data, objective=Target(places(50, 9))).choose_from(scores)
+    with pytest.raises(ValueError, match="no scores on rank 0"):
+        pruner(data).choose_from(None)
 
 
-def test_files_that_are_not_scores_are_refused(tmp_path):
-    data = places(60, 0)
-    scores = pruner(data).measure(fitted(data))
-    path = tmp_path / "scores"
-    scores.save(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-20])
-    with pytest.raises(ValueError, match="not a whole file"):
-        Scores.load(path)
-    path.write_bytes(json.dumps({"scores": 3}).encode())
-    with pytest.raises(ValueError, match="not a file"):
-        Scores.load(path)
-    state = unpack_state(whole)
-    for damage in (
-        {"scores": {**state["scores"], "labels": state["scores"]["labels"] + 2}},
-        {"samples": 61}, {"samples": -1}, {"curvature": "Mine"}, {"scores": {**state["scores"], "delta": None}},
-        {"scores": {**state["scores"], "outline": 7}}, {"scores": {k: state["scores"][k] for k in ("delta", "inputs")}},
-    ):  # fmt: skip
-        path.write_bytes(pack_state({**state, **damage}))
-        with pytest.raises(ValueError, match="."):
-            Scores.load(path)
-    path.write_bytes(pack_state({"other": 1}))
-    with pytest.raises(ValueError, match="holds no scores"):
-        Scores.load(path)
+def test_wanted_samples_of_another_objective_are_refused():
+    data, sure = places(300, 0), places(50, 9)
+    scores = pruner(data, objective=Target(sure)).measure(fitted(data))
+    assert len(pruner(data, objective=Target(sure)).choose_from(scores).pruned) == 90
+    x, y = sure.tensors
+    for other in (places(40, 9), TensorDataset(x, (y + 1) % 4)):
+        with pytest.raises(ValueError, match=f"50 other wanted samples than the {len(other)}"):
+            pruner(data, objective=Target(other)).choose_from(scores)
+
+
+def test_curvature_and_guarantee_are_those_of_the_scores():
+    data, damping = places(300, 0), 0.02
+    model = fitted(data)
+    made = pruner(data, curvature=ExactCurvature(damping=damping))
+    scores, truth = made.measure(model), made.select(model)
+    found = InfluencePruner(data, budget=Budget(fraction=0.3), progress=False).choose_from(scores)
+    assert torch.equal(found.pruned, truth.pruned)
+    assert found.bound == truth.bound
+    assert found.bound is not None
+    assert found.newton_shift == pytest.approx(truth.newton_shift)
+    assert found.metadata["curvature"] == "ExactCurvature"
+    assert found.metadata["damping"] == damping
+    plain = InfluencePruner(data, budget=Budget(fraction=0.3), progress=False).measure(model)
+    assert pruner(data, curvature=None).choose_from(plain).bound is None  # no penalty was given
+    for options in (
+        {"curvature": ExactCurvature(damping=0.5)},
+        {"curvature": None, "center": False},
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"scores were made with ExactCurvature\(damping=0.02.*give it the same",
+        ):
+            pruner(data, **options).choose_from(scores)
 
 
 def test_a_split_judges_by_the_network_that_did_not_see(tmp_path):
@@ -270,6 +322,16 @@ def test_a_split_judges_by_the_network_that_did_not_see(tmp_path):
         suspects_from(first, second, cross_split(300))
     with pytest.raises(ValueError, match="1 sample cannot be split"):
         cross_split(1)
+    with pytest.raises(ValueError, match=r"whole number of at least 0, got 10\.0"):
+        cross_split(10.0)
+    twice = replace(split, second=split.first)
+    with pytest.raises(ValueError, match="share samples or leave some out"):
+        suspects_from(first, second, twice)
+    with pytest.raises(TypeError, match="that measure returns on rank 0, got None"):
+        suspects_from(first, None, split)
+    other = held.measure(nn.Sequential(nn.Linear(24, 7)))
+    with pytest.raises(ValueError, match="first network tells 4 classes apart and the second 7"):
+        suspects_from(first, other, split)
 
 
 def test_the_callback_cleans_with_target():
