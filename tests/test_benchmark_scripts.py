@@ -11,7 +11,7 @@ import torch
 from accuracy_report import cost_of, over_all, priced, times
 from accuracy_report import tables as accuracy_tables
 from conftest import ROOT, run_python
-from data import Images
+from data import Images, digits
 from fast import Plan, Views
 from PIL import Image
 from pools_report import accuracies as pool_accuracies
@@ -19,6 +19,7 @@ from results import Results, markdown, points, read, spread
 from scipy.stats import spearmanr
 from search import agreement, averaged, regret
 from setting import load_all
+from spoiled import POOLS
 from time_report import at_equal_seconds, seconds_to
 from torch.utils.data import TensorDataset
 
@@ -295,9 +296,53 @@ def test_wrong_labels_in_a_network_run(tmp_path):
     printed = run_python(BENCHMARKS / "memorising.py", *options, "--methods", *methods)
     assert all(f"| {method} |" in printed for method in methods)
     rows = read(tmp_path / "m.jsonl")
-    wrong = {row["method"]: row["kept_wrong"] for row in rows}
+    wrong = {row["method"]: row["kept_bad"] for row in rows}
     assert wrong["truth known"] == 0
     assert wrong["cross-split"] < wrong["all data"]
+
+
+def test_junk_in_a_network_runs(tmp_path):
+    options = [
+        "--pool=junk",
+        "--share=0.5",
+        "--output",
+        tmp_path / "m.jsonl",
+        "--epochs=9",
+        "--seeds",
+        "0",
+        "--rates",
+        "1",
+    ]
+    methods = [
+        "all data",
+        "Target",
+        "audit, off-target",
+        "nearest sure of the label",
+        "truth known",
+    ]
+    printed = run_python(BENCHMARKS / "memorising.py", *options, "--methods", *methods)
+    assert all(f"| {method} |" in printed for method in methods)
+    junk = {row["method"]: row["kept_bad"] for row in read(tmp_path / "m.jsonl")}
+    assert junk["truth known"] == 0
+    assert max(junk[method] for method in methods[1:]) < junk["all data"] / 2
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_a_pool_with_junk_is_what_it_says(share):
+    images = digits()
+    pool = POOLS["junk"](images, share, seed=3)
+    x, y = pool.images.train.tensors
+    assert pool.images.classes == 5
+    assert set(y.tolist()) == set(pool.images.test.tensors[1].tolist()) == set(range(5))
+    assert float(pool.bad[: -len(pool.wanted)].double().mean()) == pytest.approx(share, abs=0.01)
+    assert not pool.bad[pool.wanted].any()
+    # Every image has the class that it says, or is bad.
+    place = {image.numpy().tobytes(): k for k, image in enumerate(images.train.tensors[0])}
+    truth = images.train.tensors[1][[place[image.numpy().tobytes()] for image in x]]
+    classes = [set(truth[(y == k) & ~pool.bad].tolist()) for k in range(5)]
+    assert all(len(found) == 1 for found in classes)
+    assert not set.union(*classes) & set(truth[pool.bad].tolist())
+    assert len({image.numpy().tobytes() for image in x}) == len(x)
 
 
 def test_regret_is_that_of_the_setting_that_looks_best():

@@ -1,14 +1,20 @@
-"""Wrong labels in a network that trains for long: two runs on disjoint halves say which to drop.
+"""Bad samples in a network that trains for long: what judges them, and what dropping them is worth.
 
     python examples/benchmarks/memorising.py
     python examples/benchmarks/memorising.py --images CIFAR --epochs 30 --half --output runs/memorising.jsonl
+    python examples/benchmarks/memorising.py --pool junk --share 0.5 --images CIFAR --epochs 30 --half \\
+        --output runs/junk.jsonl
 
 CIFAR holds train/CLASS/*.jpg and test/CLASS/*.jpg; without it, these are scikit-learn's digits. A share of the
-training labels is drawn anew among the other classes. Every method costs as many optimiser steps as --epochs on
-all data, its choosing included, but for all data at a third and two thirds of that, where less has been memorised.
-"Cross-split" spends a third of the steps on two networks that each see one half, judge the other half's labels,
-and trains on what is left. Its rivals: small loss (a third of the steps on all data, and the largest errors of
-that run go, as many as are wrong), label smoothing, and the truth. Seconds are those of one processor core.
+training labels is drawn anew among the other classes; or, with --pool junk, half of the classes are wanted, and
+a share of the samples is of the others, under wanted labels, with 50 sure samples of each wanted class. Every
+method costs as many optimiser steps as --epochs on all data, its choosing included, but for all data at a third
+and two thirds of that, where less has been memorised. "Cross-split" spends a third of the steps on two networks
+that each see one half, judge the other half's labels, and trains on what is left. "Target" and "audit" spend them
+on one network and look at its features with the sure samples; the first is told how many are bad. Their rivals:
+small loss (a third of the steps on all data, and the largest errors of that run go, as many as are bad), label
+smoothing, the nearest sure samples of the label (told how many), and the truth. Seconds are those of one
+processor core.
 """
 
 from __future__ import annotations
@@ -22,17 +28,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from data import Images
 from fast import Plan, Run, train
 from results import Job, Results, Row, points, read, show, spread
+from spoiled import POOLS, Spoiled
 from time_to_accuracy import load
 
-from prunesampler import Budget, IdentityCurvature, InfluencePruner, cross_split, suspects_from
+from prunesampler import (
+    Budget,
+    Constraints,
+    IdentityCurvature,
+    InfluencePruner,
+    Scores,
+    Target,
+    cross_split,
+    suspects_from,
+)
 from prunesampler.base.indices import complement
 
 CHOOSING = 1 / 3
@@ -40,33 +55,6 @@ CHOOSING = 1 / 3
 LAST = 3
 """Epochs at the end of a run whose mean error tells a small loss from a large one."""
 WHOLE = "all data"
-
-
-@dataclass(frozen=True)
-class Spoiled:
-    """Images of which some have another class than they should.
-
-    Args:
-        images: As they are trained on.
-        wrong: Which training images have another class, boolean, shape (n,).
-    """
-
-    images: Images
-    wrong: Tensor
-
-    @classmethod
-    def of(cls, images: Images, share: float, seed: int) -> Spoiled:
-        """Draw a share of the labels anew among the other classes."""
-        draw = torch.Generator().manual_seed(seed)
-        x, y = images.train.tensors
-        wrong = torch.rand(len(x), generator=draw) < share
-        other = (y + torch.randint(1, images.classes, (len(x),), generator=draw)) % images.classes
-        made = TensorDataset(x, torch.where(wrong, other, y))
-        return cls(replace(images, train=made), wrong)
-
-    def only(self, kept: Tensor) -> Images:
-        """Some of the training images."""
-        return replace(self.images, train=TensorDataset(*self.images.train[kept]))
 
 
 @dataclass
@@ -87,14 +75,14 @@ def all_data(share: float = 1.0, smoothing: float | None = None) -> Method:
     def method(pool: Spoiled, plan: Plan) -> Outcome:
         given = plan.smoothing if smoothing is None else smoothing
         shorter = replace(plan, epochs=max(1, round(share * plan.epochs)), smoothing=given)
-        return Outcome(train(pool.images, shorter), torch.arange(len(pool.wrong)))
+        return Outcome(train(pool.images, shorter), torch.arange(len(pool.bad)))
 
     return method
 
 
 def on_the_rest(pool: Spoiled, plan: Plan, kept: Tensor, share: float, before: float) -> Outcome:
     """Train on what is kept, for a share of the steps."""
-    steps = share * plan.epochs * len(pool.wrong)
+    steps = share * plan.epochs * len(pool.bad)
     return Outcome(
         train(pool.only(kept), replace(plan, epochs=round(steps / len(kept)))), kept, before
     )
@@ -104,7 +92,7 @@ def cross_split_method(times: float) -> Method:
     """Drop what the network that did not see it does not believe."""
 
     def method(pool: Spoiled, plan: Plan) -> Outcome:
-        split = cross_split(len(pool.wrong), plan.seed)
+        split = cross_split(len(pool.bad), plan.seed)
         started, scores = time.process_time(), []
         pruner = InfluencePruner(
             pool.images.train, budget=Budget(fraction=0.5), curvature=IdentityCurvature(), batch_size=1000,
@@ -116,68 +104,119 @@ def cross_split_method(times: float) -> Method:
             )
             scores.append(pruner.measure(run.model))
         found = suspects_from(*scores, split, times=times)
-        kept = complement(found.indices.sort().values, len(pool.wrong))
+        kept = complement(found.indices.sort().values, len(pool.bad))
         return on_the_rest(pool, plan, kept, 1 - CHOOSING, time.process_time() - started)
 
     return method
 
 
+def looked_at(choose: Callable[[Spoiled, Scores, InfluencePruner], Tensor]) -> Method:
+    """Drop what a look at a network's features says, beside the sure samples; these stay."""
+
+    def method(pool: Spoiled, plan: Plan) -> Outcome:
+        started = time.process_time()
+        run = train(pool.images, replace(plan, epochs=max(1, round(CHOOSING * plan.epochs))))
+        pruner = InfluencePruner(
+            pool.images.train, budget=Budget(count=int(pool.bad.sum()), min_per_class=0), batch_size=1000,
+            objective=Target(pool.sure()), constraints=Constraints(keep=pool.wanted), progress=False,
+        )  # fmt: skip
+        scores = pruner.measure(run.model)
+        assert scores is not None
+        kept = torch.cat([choose(pool, scores, pruner), pool.wanted]).unique()
+        return on_the_rest(pool, plan, kept, 1 - CHOOSING, time.process_time() - started)
+
+    return method
+
+
+def by_target(pool: Spoiled, scores: Scores, pruner: InfluencePruner) -> Tensor:
+    """Told how many are bad."""
+    return pruner.choose_from(scores).kept
+
+
+def by_audit(pool: Spoiled, scores: Scores, pruner: InfluencePruner) -> Tensor:
+    """Told nothing."""
+    return complement(scores.audit().off_target.indices, len(pool.bad))
+
+
+def by_neighbours(pool: Spoiled, scores: Scores, pruner: InfluencePruner) -> Tensor:
+    """As many go as are bad: those least like the five nearest sure samples of their label."""
+    held, sure = scores.measurements, scores.wanted
+    x, z = (F.normalize(m.tokens.inputs - held.tokens.inputs.mean(0), dim=1) for m in (held, sure))
+    cosines = (x @ z.T).masked_fill(held.labels[:, None] != sure.labels, -1.0)
+    likeness = cosines.topk(5, dim=1).values.mean(1)
+    return likeness.argsort()[int(pool.bad.sum()) :]
+
+
 def small_loss(pool: Spoiled, plan: Plan) -> Outcome:
-    """Drop as many as are wrong, those of the largest errors in a run on all data."""
+    """Drop as many as are bad, those of the largest errors in a run on all data."""
     first = train(pool.images, replace(plan, epochs=max(1, round(CHOOSING * plan.epochs))))
     errors = first.trajectory.errors[-LAST:].float().nanmean(0).nan_to_num(0.0)
-    kept = errors.argsort()[: int((~pool.wrong).sum())].sort().values
+    kept = errors.argsort()[: int((~pool.bad).sum())].sort().values
     return on_the_rest(pool, plan, kept, 1 - CHOOSING, first.seconds)
 
 
 def truth(pool: Spoiled, plan: Plan) -> Outcome:
     """Train on the right labels, for as many steps as the others are left with."""
-    return on_the_rest(pool, plan, (~pool.wrong).nonzero()[:, 0], 1 - CHOOSING, 0.0)
+    return on_the_rest(pool, plan, (~pool.bad).nonzero()[:, 0], 1 - CHOOSING, 0.0)
 
 
-METHODS: dict[str, Method] = {
+COMMON: dict[str, Method] = {
     WHOLE: all_data(),
     "all data, two thirds as long": all_data(2 / 3),
     "all data, a third as long": all_data(1 / 3),
     "all data, without label smoothing": all_data(smoothing=0.0),
     "small loss": small_loss,
-    "cross-split": cross_split_method(2.0),
-    "cross-split, all that disagree": cross_split_method(1.0),
     "truth known": truth,
 }
+METHODS: dict[str, dict[str, Method]] = {
+    "wrong labels": {
+        **COMMON,
+        "cross-split": cross_split_method(2.0),
+        "cross-split, all that disagree": cross_split_method(1.0),
+    },
+    "junk": {
+        **COMMON,
+        "Target": looked_at(by_target),
+        "audit, off-target": looked_at(by_audit),
+        "nearest sure of the label": looked_at(by_neighbours),
+    },
+}
+NAMES = list(dict.fromkeys(name for methods in METHODS.values() for name in methods))
 
 
 def jobs(options: argparse.Namespace) -> Iterator[Job]:
     for seed in options.seeds:
-        for wrong in options.wrong:
+        for share in options.share:
             for method in options.methods:
+                if method not in METHODS[options.pool]:
+                    continue
                 rates = options.rates if method == WHOLE else options.rates[:1]
                 for rate in rates:
-                    yield {"wrong": wrong, "method": method, "seed": seed, "rate": rate}
+                    yield {"share": share, "method": method, "seed": seed, "rate": rate}
 
 
 def tables(rows: list[Row]) -> list[Table]:
     """Accuracy beside the best of all data, whose length and learning rate were swept."""
     table = Table()
     for name in (
-        "wrong labels", "method", "rate", "seeds", "accuracy %", "to the best of all data", "wrong among kept",
-        "dropped", "of them wrong", "seconds",
+        "bad", "method", "rate", "seeds", "accuracy %", "to the best of all data", "bad among kept", "dropped",
+        "of them bad", "seconds",
     ):  # fmt: skip
         table.add_column(name)
     groups = defaultdict(list)
     for row in rows:
-        groups[row["wrong"], row["method"], row["rate"]].append(row)
-    for (wrong, method, rate), runs in groups.items():
+        groups[row["share"], row["method"], row["rate"]].append(row)
+    for (share, method, rate), runs in groups.items():
         whole = [
-            found for key, found in groups.items() if key[0] == wrong and key[1].startswith(WHOLE)
+            found for key, found in groups.items() if key[0] == share and key[1].startswith(WHOLE)
         ]
         best = max(
             whole, key=lambda found: sum(r["accuracy"] for r in found) / len(found), default=[]
         )
         gained = "" if runs is best else spread(points(runs, best), "+.2f")
         table.add_row(
-            f"{wrong:.0%}", method, f"{rate:g}", str(len(runs)), spread([100 * r["accuracy"] for r in runs], ".2f"),
-            gained, *(f"{spread([100 * r[key] for r in runs])} %" for key in ("kept_wrong", "dropped", "precision")),
+            f"{share:.0%}", method, f"{rate:g}", str(len(runs)), spread([100 * r["accuracy"] for r in runs], ".2f"),
+            gained, *(f"{spread([100 * r[key] for r in runs])} %" for key in ("kept_bad", "dropped", "precision")),
             spread([r["seconds"] for r in runs], ".0f"),
         )  # fmt: skip
     return [table]
@@ -187,24 +226,24 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(1)
     settings = {
-        "benchmark": "memorising", "images": options.images.name if options.images else "digits",
+        "benchmark": "memorising", "pool": options.pool, "images": options.images.name if options.images else "digits",
         "epochs": options.epochs, "width": options.width, "lr": options.lr, "batch_size": options.batch_size,
         "half": options.half,
     }  # fmt: skip
     results = Results(options.output, settings)
 
     def work(job: Job) -> Row:
-        pool = Spoiled.of(load(options.images, options.cache), job["wrong"], job["seed"])
+        pool = POOLS[options.pool](load(options.images, options.cache), job["share"], job["seed"])
         plan = Plan(
             options.epochs, options.lr * job["rate"], options.width, job["seed"], batch_size=options.batch_size,
             half=options.half,
         )  # fmt: skip
-        outcome = METHODS[job["method"]](pool, plan)
-        gone = complement(outcome.kept, len(pool.wrong))
+        outcome = METHODS[options.pool][job["method"]](pool, plan)
+        gone = complement(outcome.kept, len(pool.bad))
         return {
             "accuracy": outcome.run.accuracy, "seconds": outcome.run.seconds + outcome.before,
-            "kept_wrong": float(pool.wrong[outcome.kept].float().mean()), "dropped": len(gone) / len(pool.wrong),
-            "precision": float(pool.wrong[gone].float().mean()) if len(gone) else 0.0,
+            "kept_bad": float(pool.bad[outcome.kept].float().mean()), "dropped": len(gone) / len(pool.bad),
+            "precision": float(pool.bad[gone].float().mean()) if len(gone) else 0.0,
         }  # fmt: skip
 
     results.run(jobs(options), work, options.minutes)
@@ -217,9 +256,8 @@ def arguments() -> argparse.Namespace:
     )
     made.add_argument("--images", type=Path, help="folder of train/ and test/ (default: digits)")
     made.add_argument("--cache", type=Path, help="file that keeps the decoded images")
-    made.add_argument(
-        "--wrong", type=float, nargs="+", default=[0.4], help="shares of wrong labels"
-    )
+    made.add_argument("--pool", choices=list(POOLS), default="wrong labels", help="what is bad")
+    made.add_argument("--share", type=float, nargs="+", default=[0.4], help="shares that are bad")
     made.add_argument("--epochs", type=int, default=30)
     made.add_argument("--width", type=float, default=0.25, help="1 is 64, 256 and 256 channels")
     made.add_argument("--lr", type=float, default=0.4)
@@ -229,9 +267,7 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--half", action="store_true", help="compute in bfloat16")
     made.add_argument("--batch-size", type=int, help="default: 500, of digits 50")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
-    made.add_argument(
-        "--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD"
-    )
+    made.add_argument("--methods", nargs="+", choices=NAMES, default=NAMES, metavar="METHOD")
     made.add_argument("--minutes", type=float, help="begin no run after")
     made.add_argument("--output", type=Path, default=Path("runs/memorising.jsonl"))
     made.add_argument(
