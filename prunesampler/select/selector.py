@@ -23,8 +23,9 @@ from prunesampler.influence.certificate import (
 from prunesampler.influence.curvature import Curvature
 from prunesampler.influence.headroom import headroom
 from prunesampler.influence.influence import Influence
-from prunesampler.influence.sequences import Measured, Sequences
+from prunesampler.influence.sequences import Measured
 from prunesampler.influence.states import class_labels
+from prunesampler.influence.top import check_kept_outputs
 from prunesampler.influence.top_rows import TopHessian
 from prunesampler.select.objectives import Objective
 from prunesampler.select.rotation import rotated
@@ -34,12 +35,6 @@ from prunesampler.solve.budget import Budget, Constraints
 from prunesampler.solve.problem import Problem, Solution
 from prunesampler.solve.solvers import Solver, cheapest
 
-LOST, MOST_LOST, MOST_LOST_OF_TOKENS = 0.03, 0.15, 0.35
-"""Shares of the probability outside the kept outputs above which a user hears of it, and is refused.
-
-With 12 and 31 % of a language model's next words elsewhere, shifts were 10 and 36 % off, and the sets that
-were chosen were as good as those chosen with all words.
-"""
 INEXACT = 1e-2
 """Residual above which a shift is no longer what it seems."""
 
@@ -101,7 +96,7 @@ class Selector:
                 cannot be factorised.
         """
         started = time.perf_counter()
-        _check_kept_outputs(measurements)
+        check_kept_outputs(measurements)
         labels = class_labels(
             measurements.labels if self.labels is None else self.labels, self.num_samples
         )
@@ -274,35 +269,6 @@ class Selector:
                 "cost": type(self.objective).cost is not Objective.cost,
             },
         )
-
-
-def _check_kept_outputs(measurements: Measured) -> None:
-    """Check that the outputs that are kept of each sample hold nearly all of the probability.
-
-    Raises:
-        ValueError: If too much lies elsewhere.
-    """
-    if not isinstance(measurements.hessian, TopHessian):
-        return
-    lost, sequences = (
-        1 - float(measurements.hessian.held.mean()),
-        isinstance(measurements, Sequences),
-    )
-    text = (
-        f"of the layer's {measurements.hessian.width} outputs the "
-        f"{measurements.hessian.outputs.shape[1]} most probable are kept of each "
-        f"{'token' if sequences else 'sample'}, and {lost:.0%} of the probability or of the targets lies "
-        "elsewhere"
-    )
-    if lost > (MOST_LOST_OF_TOKENS if sequences else MOST_LOST):
-        other = ", or with curvature=KroneckerCurvature(), which keeps all outputs and is an approximation"
-        raise ValueError(
-            f"{text}: influences would be wrong; select later in training, when the model is surer, or with "
-            f"less label smoothing{'' if sequences else other}"
-        )
-    if lost > LOST:
-        off = "about as much" if sequences else "several times that"
-        warn(f"{text}: the reported shifts may be off by {off}")
 
 
 def _since(started: float) -> float:
