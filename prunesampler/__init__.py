@@ -1,5 +1,7 @@
 """Train on less data: prune the samples whose removal would move the trained parameters least."""
 
+from importlib.metadata import PackageNotFoundError, version
+
 from prunesampler.influence.automatic import AutoCurvature, BlockCurvature
 from prunesampler.influence.curvature import (
     Curvature,
@@ -27,6 +29,11 @@ from prunesampler.train.hardest import TrajectoryPruner
 from prunesampler.train.pruners import Pruner
 from prunesampler.train.recorder import TrajectoryRecorder
 from prunesampler.train.trajectory import Trajectory
+
+try:
+    __version__ = version("prunesampler")  # pyproject.toml is its one source
+except PackageNotFoundError:  # a copy of the source that was never installed
+    __version__ = "unknown"
 
 __all__ = [
     "Audit",

@@ -8,7 +8,7 @@ import prunesampler
 
 FLOORS = [
     {"base"},
-    {"influence"},
+    {"influence", "page"},
     {"measure", "solve", "pool"},
     {"select"},
     {"sampling", "report", "costs"},
@@ -16,6 +16,7 @@ FLOORS = [
     {"train"},
     {"integrations"},
     {"__init__"},
+    {"cli"},
 ]
 """Folders, and the files beside them, from the ground up."""
 PACKAGE = Path(prunesampler.__file__).parent

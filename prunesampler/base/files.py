@@ -48,11 +48,10 @@ def unpack(kind: tuple[str, int], data: bytes) -> tuple[dict[str, Any], dict[str
         ValueError: this is 'sums' version 1; this release reads 'sums' version 2
     """
     try:
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["header"])
-        found = (header["format"], header["version"])
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        header = _header(data)
+    except ValueError as error:
         raise ValueError(f"not a file of {kind[0]}") from error
+    found = (header["format"], header["version"])
     if found != kind:
         raise ValueError(
             f"this is {found[0]!r} version {found[1]!r}; this release reads {kind[0]!r} version "
@@ -62,6 +61,40 @@ def unpack(kind: tuple[str, int], data: bytes) -> tuple[dict[str, Any], dict[str
         return header, load_tensors(data)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"not a whole file of {kind[0]}: {error}") from error
+
+
+def kind_of(data: bytes) -> tuple[str, int]:
+    """Name and version of the format of a file that `pack` wrote.
+
+    Args:
+        data: The file, or as much of its beginning as the header takes.
+
+    Raises:
+        ValueError: If it has no such header.
+
+    Example:
+        >>> kind_of(pack(("sums", 1), {}, {}))
+        ('sums', 1)
+    """
+    header = _header(data)
+    name, version = header["format"], header["version"]
+    if not isinstance(name, str) or type(version) is not int:
+        raise ValueError("not a file of prunesampler")
+    return name, version
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    """The JSON of a file, with at least a format and a version.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["header"])
+        return {**header, "format": header["format"], "version": header["version"]}
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise ValueError("not a file of prunesampler") from error
 
 
 def pack_state(state: Mapping[str, Any]) -> bytes:

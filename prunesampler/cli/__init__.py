@@ -1,0 +1,1 @@
+"""The command line: shows, compares and exports the files of this package."""

@@ -1,0 +1,19 @@
+"""What runs when somebody types ``prunesampler``."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line, or say what to install for it; then exit.
+
+    Raises:
+        ModuleNotFoundError: If something else is missing than what the extra `cli` brings.
+    """
+    try:
+        from prunesampler.cli.app import app
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        sys.stderr.write('the command line needs typer: pip install "prunesampler[cli]"\n')
+        sys.exit(2)
+    app()
