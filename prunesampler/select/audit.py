@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from prunesampler.base.files import write_atomically
 from prunesampler.base.indices import complement
 from prunesampler.influence.certificate import random_shift
 from prunesampler.influence.directions import directions
 from prunesampler.influence.headroom import advice, headroom
 from prunesampler.influence.influence import Influence
 from prunesampler.influence.sequences import Measured
+from prunesampler.page.layout import render
+from prunesampler.select.audit_page import audit_page
 from prunesampler.select.findings import Finding, near_copies, off_target, suspect_labels
+from prunesampler.select.samples import check_length
 from prunesampler.solve.annealing import anneal
 from prunesampler.solve.budget import Budget, Constraints
 
@@ -41,6 +48,8 @@ class Audit:
         few: A number of samples, four for each direction, and how far a chosen set of them moves the layer, as a
             share of what a random one does; None if there are too few, or it would take minutes.
         remarks: The line of advice of headroom, classes and layer.
+        labels: Class of each sample as the loss took it, int64, shape (n,), or None if unknown; it is what
+            suspects are suspect of.
 
     Example:
         >>> from prunesampler import Budget, InfluencePruner
@@ -61,6 +70,7 @@ class Audit:
     directions: float
     few: tuple[int, float] | None
     remarks: dict[str, str]
+    labels: Tensor | None = None
 
     @classmethod
     def of(
@@ -100,8 +110,9 @@ class Audit:
         }
         target = off_target(measurements, wanted, own)
         return cls(
-            len(measurements), share, twins, groups, suspect, target, counts, known, few, remarks
-        )
+            len(measurements), share, twins, groups, suspect, target, counts, known, few, remarks,
+            measurements.labels,
+        )  # fmt: skip
 
     def drop(self, *names: str) -> Constraints:
         """The samples of these findings as those that must go, for ``InfluencePruner(constraints=)``.
@@ -129,6 +140,29 @@ class Audit:
         gone = self.drop(*names).prune
         assert isinstance(gone, Tensor)
         return complement(gone, self.num_samples)
+
+    def report(self, path: str | os.PathLike[str], dataset: Any = None) -> None:
+        """Write one HTML file that shows what was found, whole or not at all; it needs no network.
+
+        Args:
+            path: The file.
+            dataset: The dataset that was measured, to show some of its samples, with names of classes where it has
+                them in ``dataset.classes``; it is left as it was.
+
+        Raises:
+            ValueError: If the dataset has another number of samples.
+            ImportError: If jinja2 or Pillow is not installed.
+
+        Example:
+            >>> import tempfile
+            >>> from prunesampler import Budget, InfluencePruner
+            >>> data = [(torch.randn(16), i % 3) for i in range(60)]
+            >>> pruner = InfluencePruner(data, budget=Budget(count=9), progress=False)
+            >>> audit = pruner.measure(torch.nn.Linear(16, 3)).audit()
+            >>> audit.report(Path(tempfile.mkdtemp(), "pool.html"), data)
+        """
+        check_length(dataset, self.num_samples, "audit")
+        write_atomically(Path(path), render(audit_page(self, dataset)).encode())
 
     def __str__(self) -> str:
         lines = [f"| {self.num_samples} samples | found | share | |", "|---|---|---|---|"]

@@ -10,7 +10,15 @@ from torch import Tensor
 from prunesampler.influence.influence import Influence
 from prunesampler.influence.leave_one_out import check_classes, is_exact, leave_one_out
 from prunesampler.influence.sequences import Measured, Sequences
-from prunesampler.pool.copies import check_similar, copies, directions, originals, unusual
+from prunesampler.pool.copies import check_similar, copies, originals
+from prunesampler.pool.neighbours import (
+    NEIGHBOUR,
+    directions,
+    joined,
+    large,
+    repeats,
+    unusual,
+)
 from prunesampler.pool.suspects import TIMES, suspects
 from prunesampler.pool.wanted import doubts, own_probability
 
@@ -23,11 +31,15 @@ class Finding:
         indices: The samples, int64, shape (k,).
         confidence: How sure each is, 0 to 1, shape (k,).
         advice: What was seen and what to do, one sentence.
+        originals: Of near copies, the sample that stays of each, int64, shape (k,); else None.
+        believed: Of suspect labels, the class that is believed instead, int64, shape (k,); else None.
     """
 
     indices: Tensor
     confidence: Tensor
     advice: str
+    originals: Tensor | None = None
+    believed: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of samples k."""
@@ -57,7 +69,7 @@ def suspect_labels(measurements: Measured, influence: Influence) -> tuple[Findin
     )
     if is_exact(influence):
         judged = p.gather(1, held.labels[:, None])[:, 0]
-    return Finding(indices, sure, advice), judged
+    return Finding(indices, sure, advice, believed=p[indices].argmax(1)), judged
 
 
 def near_copies(
@@ -70,23 +82,60 @@ def near_copies(
     try:
         if isinstance(measurements, Sequences):
             raise ValueError("a sequence has features for each token, not of its own")
-        features = measurements.inputs
+        directions(measurements.inputs)
+    except ValueError as error:
+        return Finding(*NOTHING, f"not applicable: {error}"), alone
+    groups, text, beside = _copies(measurements.inputs, similar)
+    return _but_one_of_each(measurements, groups, doubt, text, beside), groups
+
+
+def _copies(features: Tensor, similar: float | None) -> tuple[Tensor, tuple[str, float], str]:
+    """Groups of near copies or, where nobody can tell them from neighbours, of exact repeats.
+
+    Returns:
+        The groups; what they are, in words, with their least cosine; and what else is to be said.
+    """
+    exact, _ = repeats(features)
+    try:
         least = unusual(features) if similar is None else similar
         groups = copies(features, least)
     except ValueError as error:
-        return Finding(*NOTHING, f"not applicable: {error}"), alone
+        return (
+            exact,
+            ("features that are exactly the same", 1.0),
+            f"; of near ones: not applicable: {error}",
+        )
+    text = f"cosine of the features above {least:.3f}", least
+    crowd = large(groups) & (exact < 0) if similar is None else groups < -1
+    if not crowd.any():
+        return joined(groups, exact), text, ""
+    beside = (
+        f"; {int(crowd.sum())} samples lie as near in groups of more than {NEIGHBOUR} and are left alone: a kind of "
+        f"their own, or copies that similar={least:.3f} finds"
+    )
+    return joined(torch.where(large(groups), -1, groups), exact), text, beside
+
+
+def _but_one_of_each(
+    measurements: Measured, groups: Tensor, doubt: Tensor, kind: tuple[str, float], beside: str
+) -> Finding:
+    """What can go of groups of copies."""
+    features, (text, least) = measurements.tokens.inputs, kind
     kept = originals(features, groups, doubt, least)
     gone = (kept != torch.arange(len(kept))).nonzero()[:, 0]
+    if not len(gone):
+        return Finding(
+            *NOTHING, f"none: no pair has a {text}{beside}".replace("a features", "features")
+        )
     x = directions(features)
     cosines = (x[gone] * x[kept[gone]]).sum(1).clamp(0, 1)
+    cosines[(features[gone] == features[kept[gone]]).all(1)] = 1.0
     order = cosines.argsort(descending=True, stable=True)
-    text = f"cosine of the features above {least:.3f}"
-    if not len(gone):
-        return Finding(*NOTHING, f"none: no pair has a {text}"), groups
-    differ = _differing(groups, measurements.tokens.labels)
+    differ, number = _differing(groups, measurements.tokens.labels), int(groups.max()) + 1
     labels = f"; in {differ} of them labels differ, which are worth a look" if differ else ""
-    advice = f"in {int(groups.max()) + 1} groups, {text}: one of each group is enough{labels}"
-    return Finding(gone[order], cosines[order], advice), groups
+    many = f"{number} group{'s' * (number > 1)}"
+    advice = f"in {many}, {text}: one of each group is enough{labels}{beside}"
+    return Finding(gone[order], cosines[order], advice, originals=kept[gone[order]])
 
 
 def _differing(groups: Tensor, labels: Tensor | None) -> int:

@@ -13,6 +13,11 @@ from torch import Tensor
 
 from prunesampler.base.files import pack, unpack, write_atomically
 from prunesampler.base.indices import complement
+from prunesampler.page.layout import render
+from prunesampler.select.measured import Measures
+from prunesampler.select.pages import selection_page
+from prunesampler.select.samples import check_length
+from prunesampler.select.scores import Scores, check_same
 from prunesampler.select.verdict import (
     HARDLY,
     Compared,
@@ -128,10 +133,11 @@ class Selection:
         """Text with what is proved and on which conditions, or None if nothing is."""
         if self.bound is None:
             return None
+        damping = self.metadata.get("damping")
         loss = "" if self.loss_bound is None else f", mean loss changed by <= {self.loss_bound:.3g}"
         return (
             f"shift <= {self.bound:.3g}{loss}, if only this layer is trained, with a convex loss and "
-            f"the L2 penalty {self.metadata.get('damping', math.nan):.3g}, to convergence"
+            f"the L2 penalty {math.nan if damping is None else damping:.3g}, to convergence"
         )
 
     @property
@@ -161,6 +167,33 @@ class Selection:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file atomically, so that it is complete or does not exist."""
         write_atomically(Path(path), self.to_bytes())
+
+    def report(
+        self, path: str | os.PathLike[str], dataset: Any = None, scores: Scores | None = None
+    ) -> None:
+        """Write one HTML file that shows the selection, whole or not at all; it needs no network.
+
+        Args:
+            path: The file.
+            dataset: The dataset that was measured, to show some of its samples, with names of classes where it has
+                them in ``dataset.classes``; it is left as it was.
+            scores: The scores that the selection was made from, to show classes, errors and influence.
+
+        Raises:
+            ValueError: If the dataset or the scores have another number of samples.
+            ImportError: If jinja2 or Pillow is not installed.
+
+        Example:
+            >>> import tempfile
+            >>> selection = Selection(torch.tensor([1]), 3, 0.1, 0.1, None, Budget(count=1))
+            >>> selection.report(Path(tempfile.mkdtemp(), "pruned.html"), ["a", "b", "c"])
+        """
+        check_length(dataset, self.num_samples, "selection")
+        measures = None
+        if scores is not None:
+            check_same(scores, self.num_samples, None)
+            measures = Measures(scores.measurements.errors, scores.labels, scores.influence)
+        write_atomically(Path(path), render(selection_page(self, dataset, measures)).encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Selection:
