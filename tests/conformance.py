@@ -69,7 +69,9 @@ def example_scores(samples: int = 200) -> Scores:
     measured = example_measurements(samples=samples)
     curvature = ExactCurvature(damping=0.01)
     influence = Influence.build(measured.rows(), curvature.factorise(measured))
-    return Scores(measured, influence, measured.labels, measured[:20], curvature, True, {}, "head")
+    return Scores(
+        measured, influence, measured.labels, measured[:20], curvature, True, None, {}, "head"
+    )
 
 
 def check_sampler(make: Callable[..., Any]) -> None:

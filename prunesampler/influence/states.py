@@ -95,6 +95,24 @@ def read_name(state: Mapping[str, Any], key: str) -> str | None:
     return found
 
 
+def read_constant(state: Mapping[str, Any]) -> float | None:
+    """Lipschitz constant of the loss in a state of scores, or None if it has none.
+
+    Raises:
+        ValueError: If it is no positive number.
+
+    Example:
+        >>> read_constant({"lipschitz": 1.5}), read_constant({})
+        (1.5, None)
+    """
+    found = state.get("lipschitz")
+    if found is None:
+        return None
+    if type(found) not in (int, float) or not 0 < found < math.inf:
+        raise ValueError(f"the loss's constant must be a positive number, got {found!r}: {DAMAGED}")
+    return float(found)
+
+
 def read_measurements(state: Mapping[str, Any], num_samples: int) -> Measured:
     """Measurements from :func:`measurement_state`; all that compiled loops rely on is checked.
 

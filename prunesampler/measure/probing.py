@@ -89,10 +89,10 @@ def probe(dataset: Dataset[Any], reading: Reading, group: Group) -> str:
 
 
 def check_collate(dataset: Dataset[Any], reading: Reading) -> None:
-    """Check that the collate function always makes the same batch from the same items.
+    """Check that the collate function always makes the same batch from the same items, in their order.
 
     Raises:
-        ValueError: If it does not, as with mixup, cutmix and random masking.
+        ValueError: If it does not, as with mixup, cutmix and random masking, or if it sorts them.
 
     Example:
         >>> check_collate([(1.0, 0), (2.0, 1)], Reading())
@@ -101,12 +101,55 @@ def check_collate(dataset: Dataset[Any], reading: Reading) -> None:
     with explained(), preserved_random_state(), undisturbed(collate_fn):
         hashes = {content(collate_fn(copied(items))) for _ in range(COLLATIONS)}
     if len(hashes) > 1:
-        name = getattr(collate_fn, "__qualname__", type(collate_fn).__name__)
         raise ValueError(
-            f"collate_fn {name} makes another batch of the same samples each time (mixup, cutmix, "
+            f"collate_fn {_name(collate_fn)} makes another batch of the same samples each time (mixup, cutmix, "
             "random masking?), so scores would be of random mixtures; give the pruner a collate_fn= "
             "without it, such as torch's default_collate, also beside like="
         )
+    check_unsorted(dataset, reading)
+
+
+def check_unsorted(dataset: Dataset[Any], reading: Reading) -> None:
+    """Check that the collate function leaves samples in their order, by which losses are known to be theirs.
+
+    Raises:
+        ValueError: If it makes the same batch whatever their order.
+
+    Example:
+        >>> check_unsorted([(1.0, 0), (2.0, 1)], Reading())
+    """
+    collate_fn, items = reading.collate_fn, reading.items(dataset, spread(dataset_size(dataset), 4))
+    with explained(), preserved_random_state(), undisturbed(collate_fn):
+        ways = [content(collate_fn(copied(way))) for way in (items, items[::-1])]
+    if ways[0] == ways[1] and content(items) != content(items[::-1]):
+        raise ValueError(
+            f"collate_fn {_name(collate_fn)} makes the same batch of the same samples in any order: it sorts them, so "
+            "nobody could know whose loss is whose; leave the order as it is, for example with "
+            "pack_padded_sequence(..., enforce_sorted=False)"
+        )
+
+
+def check_loader(loader: Any) -> None:
+    """Check that a training loader leaves samples in their order; what only it can read is left to it.
+
+    Raises:
+        ValueError: If its collate function sorts them.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> check_loader(DataLoader(range(6), batch_size=2))
+    """
+    try:
+        check_unsorted(loader.dataset, Reading.like(loader))
+    except ValueError as error:
+        if "whose loss is whose" in str(error):
+            raise
+    except Exception:
+        return
+
+
+def _name(collate_fn: Any) -> str:
+    return getattr(collate_fn, "__qualname__", type(collate_fn).__name__)
 
 
 def check_same_labels(training_set: Any, score_dataset: Any, reading: Reading) -> None:

@@ -7,63 +7,25 @@ eighth of the cost or less, and only what is left is compared in full.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from prunesampler.base.compiled import compiled
+from prunesampler.pool.neighbours import directions, numbered
 
 LEADING = 48
 """Principal components that rule out pairs."""
 BLOCK, PAIRS = 512, 2**16
 """Samples that are compared with so many others at a time, so that the distances stay in the cache of a core; and
 pairs that are compared in full."""
-TILE = 16384
-"""Samples among which neighbours of some are looked for at a time."""
 LOOKED_AT = 8192
 """Samples from which the components are found."""
-LOOKED_FROM, NEIGHBOUR = 1024, 10
-"""Samples whose neighbours are looked for, and which of them, by rank, says how far neighbours usually are: so
-groups of a few copies do not make copies look usual."""
-NEARER, CHANCE = 0.1, 1e-4
-"""How much nearer a copy is than that at least, and the largest chance that a sample has a neighbour so near."""
-RESOLVED = 1e-5
-"""Least distance from 1 that a cosine in single precision can be told by."""
 ROUNDING = 1e-6
 """Of a cosine."""
 MOST = 1_000_000
 """Samples whose pairs are compared; on two cores half a minute for 200,000, and as their square."""
-
-
-def directions(features: Tensor) -> Tensor:
-    """Features centred and of norm one, float32, shape (n, D); zero where a sample is the mean itself.
-
-    Centring matters: after a ReLU all features are positive, and all angles between them small.
-
-    Args:
-        features: Inputs of the layer, shape (n, D).
-
-    Raises:
-        ValueError: If all samples have the same features.
-
-    Example:
-        >>> directions(torch.tensor([[1.0, 5.0], [3.0, 5.0]])).tolist()
-        [[-1.0, 0.0], [1.0, 0.0]]
-    """
-    held = features.float()
-    lengths = held.norm(dim=1, keepdim=True)
-    mean = held.mean(0)
-    held = held - mean
-    norms = held.norm(dim=1, keepdim=True)
-    apart = norms > 1e-6 * (lengths + mean.norm())  # or it is rounding
-    if not apart.any():
-        raise ValueError(
-            f"all {len(features)} samples have the same features, so nothing can be told of copies"
-        )
-    return torch.where(apart, held / norms.clamp(min=1e-30), 0.0)
 
 
 def check_similar(similar: float) -> None:
@@ -115,7 +77,8 @@ def copies(features: Tensor, similar: float) -> Tensor:
             one, other = (distances <= farthest).nonzero(as_tuple=True)
             one, other = one + start, other + low
             _join(x, one[one > other], other[one > other], similar, parents)
-    return _numbered(parents)
+    roots = np.array([_root(parents, i) for i in range(len(parents))], dtype=np.int64)
+    return numbered(torch.from_numpy(roots))
 
 
 def _sides(leading: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,16 +140,6 @@ def _unite(parents: NDArray[np.int64], one: NDArray[np.int64], other: NDArray[np
             parents[a] = b
 
 
-def _numbered(parents: NDArray[np.int64]) -> Tensor:
-    """Groups of two or more by number, in the order of their first samples."""
-    roots = np.array([_root(parents, i) for i in range(len(parents))], dtype=np.int64)
-    _, places, counts = np.unique(roots, return_inverse=True, return_counts=True)
-    alone = counts[places] == 1
-    _, numbers = np.unique(np.where(alone, -1, roots), return_inverse=True)
-    first = 1 if alone.any() else 0
-    return torch.from_numpy(np.where(alone, -1, numbers - first).astype(np.int64))
-
-
 def originals(features: Tensor, groups: Tensor, doubt: Tensor, similar: float) -> Tensor:
     """The sample of which each is a near copy, int64, shape (n,); of those to keep it is the sample itself.
 
@@ -212,60 +165,9 @@ def originals(features: Tensor, groups: Tensor, doubt: Tensor, similar: float) -
         kept = left[torch.from_numpy(first)][
             torch.from_numpy(np.searchsorted(numbers, groups[left].numpy()))
         ]
-        near = ((x[left] * x[kept]).sum(1) >= similar - ROUNDING) | (left == kept)
+        # A sample that is the mean itself has no direction, but can be repeated.
+        same = (features[left] == features[kept]).all(1)
+        near = ((x[left] * x[kept]).sum(1) >= similar - ROUNDING) | same
         found[left[near]] = kept[near]
         left = left[~near]
     return found
-
-
-def unusual(features: Tensor) -> float:
-    """A cosine that is far above what neighbours usually have in these features.
-
-    Its distance from 1 is at most a tenth of that to the tenth nearest neighbour of half of the samples, and so
-    small that one sample in ten thousand has a neighbour as near by chance: in d dimensions, of points
-    that lie evenly, distances to the power d are a Poisson process, so half of the tenth nearest are
-    ``2^(1/d)`` times as far as the fifth, by which d is found.
-
-    Source: Levina and Bickel, "Maximum likelihood estimation of intrinsic dimension", NeurIPS 2004, section 2,
-    for the process.
-
-    Raises:
-        ValueError: If all features are the same, samples are too few, or so near each other that single
-            precision cannot tell.
-
-    Example:
-        >>> 0.9 < unusual(torch.randn(200, 64)) < 0.96
-        True
-    """
-    if len(features) <= 2 * NEIGHBOUR:
-        raise ValueError(
-            f"{len(features)} samples are too few to tell near copies from neighbours; give similar="
-        )
-    nearest = _neighbours(directions(features))
-    fifth, tenth = (
-        nearest[:, k - 1].median().clamp(min=RESOLVED) for k in (NEIGHBOUR // 2, NEIGHBOUR)
-    )
-    # Distances are square roots of what cosines lack of 1.
-    dimension = min(2 * math.log(2) / max(math.log(float(tenth / fifth)), 1e-9), features.shape[1])
-    nearer: float = min(NEARER, (CHANCE / NEIGHBOUR) ** (2 / dimension))
-    far = nearer * float(tenth)
-    if far < RESOLVED:
-        raise ValueError(
-            f"neighbours are usually as near as a cosine of {1 - float(tenth):.6f}, in about {dimension:.0f} "
-            "dimensions: too near, or in too few, to tell copies from them; give similar=, or look for a few samples "
-            "that are far larger than all others"
-        )
-    return max(0.5, 1 - far)
-
-
-def _neighbours(x: Tensor) -> Tensor:
-    """What the cosines to the ten nearest neighbours lack of 1, of some samples, ascending, (k, NEIGHBOUR)."""
-    some = torch.arange(0, len(x), -(-len(x) // LOOKED_FROM))
-    best = torch.full((len(some), NEIGHBOUR), -1.0)
-    for start in range(0, len(x), TILE):
-        cosines = x[some] @ x[start : start + TILE].T
-        own = some - start
-        here = (own >= 0) & (own < cosines.shape[1])
-        cosines[here.nonzero()[:, 0], own[here]] = -1.0
-        best = torch.cat([best, cosines], 1).topk(NEIGHBOUR, dim=1).values
-    return (1 - best).clamp(min=0)

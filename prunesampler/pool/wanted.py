@@ -33,6 +33,8 @@ UNLABELLED = (
     "the class of each sample is not known, without which no label can be doubted; measure with "
     "losses=CrossEntropy() on class indices"
 )
+ERRORS = 2.5
+"""Standard errors above which a share of off-target samples is no chance."""
 EXACT = 2048
 """Size R up to which the leave-one-out loss is exact."""
 
@@ -57,7 +59,7 @@ class Doubts:
 
         How many: were all of the pool like the wanted, half of it would be doubted less than their median
         is. As far as it is less than half, the rest is something else. None where that could be chance, two
-        standard errors; for junk that is doubted as little as the wanted, it is too few.
+        and a half standard errors; for junk that is doubted as little as the wanted, it is too few.
 
         Source of the estimate: Storey, "A direct approach to false discovery rates", JRSS B 2002.
 
@@ -67,9 +69,9 @@ class Doubts:
             >>> len(found.off_target()), int(found.off_target().min())
             (100, 400)
         """
-        below = float((self.pool <= self.wanted.median()).double().mean())
+        below = float((self.pool <= self.wanted.quantile(0.5)).double().mean())
         share = 1 - 2 * below
-        if share < 2 / len(self.wanted) ** 0.5:
+        if share < ERRORS / len(self.wanted) ** 0.5:
             share = 0.0
         count = max(round(share * len(self.pool)), int(self.unknown.sum()))
         return self.pool.argsort(descending=True, stable=True)[:count]

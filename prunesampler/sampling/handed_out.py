@@ -130,6 +130,19 @@ class HandedOut:
             )
         return batch
 
+    def left_over(self) -> str | None:
+        """Why the pass that has ended cannot be trusted, or None.
+
+        All its batches were read, and some met no layer: such a batch was skipped, and those after it were
+        taken for their neighbours; or the epoch ended early, when workers had read to its end.
+        """
+        if self._pass is None or not self._batches or self._pass.given_out() < len(self._indices):
+            return None
+        return (
+            f"{len(self._batches)} batches that the loader had read did not reach the layer: they were skipped, or "
+            "the epoch ended early"
+        )
+
 
 def check_drawn(sampler: InfluencePrunedSampler, loader: Any) -> None:
     """Check that a loader draws from this sampler, in an order that this process knows.

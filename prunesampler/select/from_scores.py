@@ -59,13 +59,15 @@ class AnswersFromScores:
     def choose_from(self, scores: Scores | None) -> Selection:
         """Select from scores at hand, by this pruner's budget, objective and constraints, without a pass.
 
-        Call it on all processes. The scores may be another pruner's over the same samples, or loaded. Curvature,
-        damping and wanted samples are the scores' own.
+        Call it on all processes. The scores may be another pruner's over the same samples, or loaded. Layer,
+        loss, curvature, damping and wanted samples are the scores' own; classes are this pruner's
+        ``labels=`` or, without them, the scores'.
 
         Args:
             scores: Scores on rank 0; None on the others.
 
         Raises:
+            TypeError: If they are no scores.
             ValueError: If they are of another dataset, of another curvature than one that was given to this
                 pruner, hold no or other wanted samples than the objective needs, or the budget cannot be met.
 
@@ -89,6 +91,10 @@ class AnswersFromScores:
                 )
             if scores is None or group.rank != 0:
                 return None
+            if not isinstance(scores, Scores):
+                raise TypeError(
+                    f"choose_from takes scores, got {type(scores).__name__}; read a file with Scores.load(path)"
+                )
             check_same(scores, self.num_samples, self._data.look(self.reading))
             return self._adopted(scores)
 
@@ -103,10 +109,15 @@ class AnswersFromScores:
             ages: Number of draws in a row for which each sample was left out, or, as a negative
                 number, kept; int64, shape (n,). Zeros give the selection that `select` gives.
             certify: Whether to compute the Newton shift and the kept curvature, which takes longer.
+
+        Raises:
+            ValueError: If the scores are of another number of samples.
         """
         current_group().meet("redraw")
+        if scores is not None:
+            check_same(scores, self.num_samples, None)
         choose = partial(self._selector.redraw, ages=ages, certify=certify)
-        return choose_together(scores, choose, "redrawing", self.progress)
+        return choose_together(self._relabelled(scores), choose, "redrawing", self.progress)
 
     def weights(
         self, scores: Scores | None, selection: Selection, spread: float = SPREAD
@@ -146,7 +157,7 @@ class AnswersFromScores:
             ValueError: If they hold no or other wanted samples than the objective needs, or were made with
                 another curvature.
         """
-        objective, given = self._selector.objective, self._selector.labels
+        objective = self._selector.objective
         mine, theirs = self._selector.curvature, scores.curvature
         if mine not in (AutoCurvature(), theirs) or self._selector.center != scores.centred:
             raise ValueError(
@@ -161,8 +172,17 @@ class AnswersFromScores:
         if objective.wanted is not None:
             look = ScoredSet(objective.wanted)
             check_wanted(scores, look.num_samples, look.look(self.reading))
+        found = self._relabelled(scores)
+        assert found is not None
+        return found
+
+    def _relabelled(self, scores: Scores | None) -> Scores | None:
+        """Scores with the classes and the metric of this pruner."""
+        if scores is None:
+            return None
+        given = self._selector.labels
         labels = scores.labels if given is None else class_labels(given, self.num_samples)
-        influence = replace(scores.influence, metric=objective.metric)
+        influence = replace(scores.influence, metric=self._selector.objective.metric)
         return replace(scores, labels=labels, influence=influence)
 
     def _warned(self, selection: Selection) -> Selection:

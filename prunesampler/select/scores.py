@@ -28,6 +28,7 @@ from prunesampler.influence.states import (
     DAMAGED,
     class_labels,
     measurement_state,
+    read_constant,
     read_measurements,
     read_name,
 )
@@ -58,6 +59,7 @@ class Scores:
         wanted: Measurements of the objective's wanted samples, or None.
         curvature: What factorised the influence's curvature, with its damping.
         centred: Whether the mean gradient is subtracted.
+        lipschitz: Lipschitz constant of the loss by the layer's outputs, or None if it has none.
         seconds: Seconds that measuring and the curvature took, by name.
         layer: Name of the measured layer in the model, or None if unknown.
         outline: A hash of a few samples' labels and shapes, to tell another dataset, or None.
@@ -80,6 +82,7 @@ class Scores:
     wanted: Measured | None
     curvature: Curvature
     centred: bool
+    lipschitz: float | None
     seconds: dict[str, float]
     layer: str | None = None
     outline: str | None = None
@@ -109,6 +112,7 @@ class Scores:
             similar: Least cosine of near copies; by default far above what is usual in these features.
 
         Raises:
+            TypeError: If the wanted samples are no scores.
             ValueError: If the wanted samples are of another layer, or ``similar`` is no cosine.
 
         Example:
@@ -121,6 +125,10 @@ class Scores:
             [60, 61]
         """
         if wanted is not None:
+            if not isinstance(wanted, Scores):
+                raise TypeError(
+                    f"wanted= takes scores, as pruner.measure(model) gives of a dataset, got {type(wanted).__name__}"
+                )
             check_layers(self.measurements, wanted.measurements)
         target = self.wanted if wanted is None else wanted.measurements
         return Audit.of(self.measurements, self.influence, self.labels, target, similar)
@@ -134,6 +142,7 @@ class Scores:
             "classes": self.labels if other else None,
             "wanted": None if self.wanted is None else measurement_state(self.wanted),
             "wanted_samples": None if self.wanted is None else len(self.wanted),
+            "lipschitz": self.lipschitz,
             "layer": self.layer,
             "outline": self.outline,
             "wanted_outline": self.wanted_outline,
@@ -168,13 +177,16 @@ class Scores:
             >>> pruner.choose_from(again).pruned.equal(pruner.choose_from(scores).pruned)
             True
         """
-        found = unpack_state(Path(path).read_bytes())
         try:
+            found = unpack_state(Path(path).read_bytes())
             state, samples = dict(found["scores"]), whole_number("samples", found["samples"])
             made_by, centred = dict(found["curvature"]), found["centred"] is True
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} holds no scores: {error!r}") from error
-        return cls.from_state(state, samples, curvature or _curvature(made_by), centred)
+            raise ValueError(f"{path} holds no scores: {error}") from error
+        try:
+            return cls.from_state(state, samples, curvature or _curvature(made_by), centred)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     @classmethod
     def from_state(
@@ -205,7 +217,8 @@ class Scores:
         if labels is not None and (not isinstance(labels, Tensor) or labels.dtype != torch.int64):
             raise ValueError(f"the classes of the samples are no whole numbers: {DAMAGED}")
         return cls(
-            measured, influence, class_labels(labels, num_samples), wanted, curvature, center, seconds,
+            measured, influence, class_labels(labels, num_samples), wanted, curvature, center,
+            read_constant(state), seconds,
             read_name(state, "layer"), read_name(state, "outline"), read_name(state, "wanted_outline"),
         )  # fmt: skip
 

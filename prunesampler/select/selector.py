@@ -108,7 +108,15 @@ class Selector:
         )
         seconds = {"measuring_seconds": measuring_seconds, "curvature_seconds": _since(started)}
         return Scores(
-            measurements, influence, labels, wanted, self.curvature, self.center, seconds, layer
+            measurements,
+            influence,
+            labels,
+            wanted,
+            self.curvature,
+            self.center,
+            self.lipschitz,
+            seconds,
+            layer,
         )
 
     def keep(self, measurements: Measured) -> Measured:
@@ -234,8 +242,8 @@ class Selector:
             penalty = None  # the gradients are not quite those of the loss
         bound = convex_bound(influence, pruned, penalty) if penalty else None
         on_loss = None
-        if bound is not None and self.lipschitz is not None:
-            on_loss = loss_bound(bound, scores.measurements.tokens.inputs, self.lipschitz)
+        if bound is not None and scores.lipschitz is not None:
+            on_loss = loss_bound(bound, scores.measurements.tokens.inputs, scores.lipschitz)
         random = random_shift(influence, len(pruned), self.seed)
         residual = max(getattr(influence.factorised, "residuals", []), default=None)
         if residual is not None and residual > INEXACT:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from prunesampler.base.checks import check_state, whole_number
+from prunesampler.base.checks import check_state, warn, whole_number
 from prunesampler.base.processes import check_world, current_group
 from prunesampler.pruner import InfluencePruner
 from prunesampler.report.text import figures, summary, tell
@@ -136,6 +136,11 @@ class PruningCallback(PlansSteps):
             raise ValueError(
                 f"redraw_every={redraw_every} draws from an InfluencePruner's scores, and the pruner is a "
                 f"{type(pruner).__name__}; use refresh_every= instead"
+            )
+        if refresh_every is None and getattr(pruner, "changes", False):
+            warn(
+                f"the samples of a {type(pruner).__name__} are meant to be others in every epoch, and without "
+                "refresh_every= they are chosen once; give refresh_every=1"
             )
         check_fit(sampler, pruner)
         if accelerator is not None:

@@ -141,6 +141,9 @@ class Units:
 
         Returns:
             Float32, shape (k, b), NaN after an overflow; None if nothing can be told.
+
+        Raises:
+            ValueError: For batches of one sample, whose share of the mean is one.
         """
         norms: Tensor = gradients.float().flatten(2).norm(dim=2)
         size, scales = gradients.shape[1], None
@@ -155,6 +158,11 @@ class Units:
             self.exact = scales is not None and bool(scales.fits.all())
         if self.exact and scales is not None:
             found = norms * size / self._factors(scales, size)[:, None]
+        elif size == 1:
+            raise ValueError(
+                "with one sample in a batch, and a loss that is no cross-entropy, errors cannot be compared; take "
+                "larger batches"
+            )
         else:
             mean = norms.mean(1, keepdim=True)
             found = (

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from prunesampler.base.checks import checked_seed
+from prunesampler.base.checks import checked_seed, warn
 from prunesampler.base.indices import complement
 from prunesampler.influence.headroom import headroom
 from prunesampler.select.selection import Selection
@@ -25,7 +25,7 @@ class TrajectoryPruner(Pruner):
     With a recorded trajectory, usually of a small network, the errors are those of the same share of its run:
     half-way through this run, those of half-way through that one. With the recorder of this run they
     are those that each sample had when it was last seen, and nobody stays away longer than
-    ``returns_within`` epochs.
+    ``returns_within`` epochs. Where the recording ends, samples are drawn at random from then on.
 
     Source: the second network of the CIFAR-10 speed record to 96 % (Keller Jordan, airbench96_faster, 2024)
     trains on the hardest half of each batch, by the losses of a small one.
@@ -49,6 +49,8 @@ class TrajectoryPruner(Pruner):
         >>> [pruner.choose(epoch, None).kept.tolist() for epoch in range(4)]
         [[0, 1], [0, 1], [1, 2], [1, 2]]
     """
+
+    changes = True
 
     def __init__(
         self,
@@ -78,7 +80,7 @@ class TrajectoryPruner(Pruner):
                 )
         self.source, self._epochs, self._mix = source, epochs, mix
         self.recorder = source if isinstance(source, TrajectoryRecorder) else None
-        self._seed = checked_seed(seed)
+        self._seed, self._told = checked_seed(seed), False
         least = math.ceil(self.num_samples / self._keep) + 1
         self._within = max(4, least) if returns_within is None else returns_within
         if self._within < least:
@@ -103,8 +105,15 @@ class TrajectoryPruner(Pruner):
         kept = hardest(errors, back, self._keep, self._mix, draw)
         return Selection(
             complement(kept, self.num_samples), self.num_samples, math.nan, math.nan, None, self.budget,
-            metadata={"headroom": headroom(errors), "by": "the errors of training"},
+            metadata={
+                "headroom": headroom(errors), "by": "the errors of training", "layer": self._layer(),
+            },
         )  # fmt: skip
+
+    def _layer(self) -> str | None:
+        """Name of the layer whose errors these are."""
+        source = self.source
+        return source.layer if isinstance(source, Trajectory) else source.trajectory.layer
 
     def _errors(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Error of each sample, and which must come back, boolean; both of shape (n,)."""
@@ -114,6 +123,15 @@ class TrajectoryPruner(Pruner):
             reached = min(len(whole), epoch * len(whole) // self._epochs + 1)
             return whole.last_seen(reached), torch.zeros(self.num_samples, dtype=torch.bool)
         trajectory = self.source.trajectory
+        if self.source.ended:
+            if not self._told:
+                warn(
+                    "the recording of the trajectory has ended, so from now on the samples of each epoch are drawn at "
+                    "random"
+                )
+            self._told = True
+            unknown = torch.full((self.num_samples,), math.nan)
+            return unknown, torch.zeros(self.num_samples, dtype=torch.bool)
         if not len(trajectory):
             raise ValueError(
                 "nothing was recorded yet; call recorder.on_epoch_end() after each epoch, or let the callback "

@@ -22,6 +22,8 @@ class Pruner(Protocol):
         progress: whether progress is shown in the terminal.
         outline: what is known of the dataset, to compare with that of a state, or None.
         recorder: recorder that the callback tells of the end of each epoch, or None.
+        changes: whether the samples are meant to be others in every epoch, so that a callback without
+            ``refresh_every`` is worth a warning.
 
     Example:
         >>> import torch
@@ -39,6 +41,7 @@ class Pruner(Protocol):
     progress: bool = True
     outline: str | None = None
     recorder: TrajectoryRecorder | None = None
+    changes: bool = False
 
     def choose(self, epoch: int, model: nn.Module) -> Selection:
         """The samples to prune in this coming epoch; all processes call it and get the same.

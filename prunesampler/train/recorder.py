@@ -18,12 +18,13 @@ from prunesampler.base.processes import current_group
 from prunesampler.influence.headroom import headroom
 from prunesampler.measure.heads import CONVOLUTIONS, weight_matrix
 from prunesampler.measure.isolation import unwrap
+from prunesampler.measure.probing import check_loader
 from prunesampler.sampling.epoch_iterator import EpochIterator
 from prunesampler.sampling.handed_out import HandedOut, Misaligned
 from prunesampler.sampling.sampler import InfluencePrunedSampler
 from prunesampler.train.errors import Pool, Units
 from prunesampler.train.hooks import Hook, Repetitions
-from prunesampler.train.trajectory import Trajectory, joined, merged
+from prunesampler.train.trajectory import Trajectory, from_state, joined, merged, state_of
 
 
 class TrajectoryRecorder:
@@ -51,8 +52,8 @@ class TrajectoryRecorder:
             the callback name the file; otherwise they hold ``2 epochs n`` bytes.
 
     Raises:
-        ValueError: If the loader does not draw from the sampler, or its batches are made by another process, or
-            only one of loader and model is given.
+        ValueError: If the loader does not draw from the sampler, its collate function sorts, or its batches are
+            made by another process, or only one of loader and model is given.
 
     Example:
         >>> from torch.utils.data import DataLoader, TensorDataset
@@ -79,6 +80,7 @@ class TrajectoryRecorder:
         self.num_samples, self.path = sampler.num_samples, None if path is None else Path(path)
         self._head, self._handed = head, HandedOut(sampler)
         self._model: nn.Module | None = None
+        self._loader: Any = None
         self._layer: str | None = None  # known after the first backward pass
         self._handles: dict[str, RemovableHandle] = {}
         self.reset()
@@ -96,6 +98,9 @@ class TrajectoryRecorder:
             ValueError: If the loader does not draw from the sampler, or the model has no such layer.
         """
         self._handed.follow(loader)
+        if self._loader is not loader:
+            check_loader(loader)
+        self._loader = loader
         if unwrap(model) is not self._model:
             self._model = unwrap(model)
             self._hook(self._model)
@@ -105,6 +110,7 @@ class TrajectoryRecorder:
         self._measure_in(Units())
         self._reason: str | None = None  # why this process ended its recording
         self._over = False  # whether all have
+        self._doubted = False  # whether an epoch was left out
         self._partial = False  # whether the epoch that runs is the rest of one
         self._rows: list[Tensor] = []
         self._row: Tensor | None = None  # errors of the epoch that runs
@@ -184,6 +190,8 @@ class TrajectoryRecorder:
         self._pulled_at = samples
         try:
             self._pool.add(samples, output, gradient.detach())
+        except ValueError as error:
+            self._stop(str(error))
         except Exception as error:  # recording must never stop a run
             self._stop(f"{error!r}")
 
@@ -251,7 +259,11 @@ class TrajectoryRecorder:
                 self._pool.empty()
             except Exception as error:  # recording must never stop a run
                 self._stop(f"{error!r}")
-        return self._row
+        doubt = self._handed.left_over() if self._reason is None else None
+        if doubt and not self._doubted:
+            warn(f"errors of this epoch are left out: {doubt}; others are told of no more")
+        self._doubted |= doubt is not None
+        return torch.full((self.num_samples,), math.nan) if doubt else self._row
 
     def _write(self, path: Path) -> None:
         """Write the file; a full disk does not stop the run."""
@@ -267,6 +279,11 @@ class TrajectoryRecorder:
         return joined(self._rows, bool(self._units.exact), self._layer, self.num_samples)
 
     @property
+    def ended(self) -> bool:
+        """Whether recording has ended before the run."""
+        return self._over
+
+    @property
     def last_headroom(self) -> float | None:
         """Headroom of the last epoch, or None if nothing was recorded of it."""
         share = headroom(self._rows[-1]) if self._rows and not self._over else math.nan
@@ -274,10 +291,7 @@ class TrajectoryRecorder:
 
     def state_dict(self) -> dict[str, Any]:
         """The name of the file, or what was recorded."""
-        if self.path is not None:
-            return {"file": self.path.name}
-        data = self.trajectory.to_bytes()
-        return {"trajectory": torch.frombuffer(bytearray(data), dtype=torch.uint8)}
+        return state_of(self.trajectory, self.path)
 
     def load_state_dict(self, state: Mapping[str, Any], *, epochs: int, within: bool) -> None:
         """Go on where a run was.
@@ -290,16 +304,7 @@ class TrajectoryRecorder:
         Raises:
             ValueError: If the file is not there, damaged, or of another dataset.
         """
-        if "trajectory" in state:
-            found = Trajectory.from_bytes(state["trajectory"].numpy().tobytes())
-        elif self.path is None or not self.path.exists():
-            raise ValueError(
-                f"the trajectory of this state is in a file of its own, {state.get('file')}; give the recorder "
-                "the path= that the run had"
-            )
-        else:
-            found = Trajectory.load(self.path)
-        found.check(self.num_samples, 0)
+        found = from_state(state, self.path, self.num_samples)
         self._rows = list(found.errors[:epochs])
         self._measure_in(Units(found.exact if self._rows else None))
         self._partial = within

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,6 +155,54 @@ class Trajectory:
             raise ValueError(
                 f"the trajectory has {len(self)} epochs, but {epochs} are needed; record a longer run"
             )
+
+
+def state_of(trajectory: Trajectory, path: Path | None) -> dict[str, Any]:
+    """A state that holds a trajectory or, where a file does, names that and how it begins.
+
+    Example:
+        >>> state = state_of(Trajectory(torch.ones(2, 3)), Path("run.safetensors"))
+        >>> state["file"], state["epochs"]
+        ('run.safetensors', 2)
+    """
+    if path is not None:
+        begins = _hash(trajectory.errors)
+        return {"file": path.name, "epochs": len(trajectory), "begins": begins}
+    return {"trajectory": torch.frombuffer(bytearray(trajectory.to_bytes()), dtype=torch.uint8)}
+
+
+def from_state(state: Mapping[str, Any], path: Path | None, num_samples: int) -> Trajectory:
+    """The trajectory of a state, from itself or from the file, which may have gone on since.
+
+    Raises:
+        ValueError: If the file is not there, damaged, of another dataset or of another run.
+
+    Example:
+        >>> len(from_state(state_of(Trajectory(torch.ones(2, 3)), None), None, 3))
+        2
+    """
+    if "trajectory" in state:
+        found = Trajectory.from_bytes(state["trajectory"].numpy().tobytes())
+    elif path is None or not path.exists():
+        raise ValueError(
+            f"the trajectory of this state is in a file of its own, {state.get('file')}; give the recorder "
+            "the path= that the run had"
+        )
+    else:
+        found = Trajectory.load(path)
+    epochs = state.get("epochs", 0)
+    found.check(num_samples, epochs)
+    if "begins" in state and _hash(found.errors[:epochs]) != state["begins"]:
+        raise ValueError(
+            f"{path} holds the trajectory of another run than this state; give the recorder the file of this run"
+        )
+    return found
+
+
+def _hash(errors: Tensor) -> str:
+    """A hash of epochs, in half precision, as files have them: what was read from one has the same."""
+    units = errors.nan_to_num(0.0).amax(1, keepdim=True).clamp(min=1e-30) if len(errors) else errors
+    return hashlib.blake2b((errors / units).half().numpy().tobytes(), digest_size=16).hexdigest()
 
 
 def joined(rows: Sequence[Tensor], exact: bool, layer: str | None, num_samples: int) -> Trajectory:

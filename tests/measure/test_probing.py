@@ -16,6 +16,7 @@ from prunesampler import (
     InfluencePrunedSampler,
     InfluencePruner,
     PruningCallback,
+    TrajectoryRecorder,
     anneal,
     replace_sampler,
 )
@@ -92,6 +93,31 @@ def test_a_collate_function_that_draws_is_named_and_draws_no_number_of_the_run(c
         pruner(images(few_digits), like=loader).check(model)
     pruner(images(few_digits), like=loader, collate_fn=default_collate).check(model)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def by_size(items):
+    """As for packed sequences that are sorted by their length."""
+    return default_collate(sorted(items, key=lambda item: -float(item[0].sum())))
+
+
+def test_a_collate_function_that_sorts_is_refused(few_digits):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(
+        ValueError, match=r"collate_fn by_size makes the same batch .* enforce_sorted"
+    ):
+        pruner(images(few_digits), collate_fn=by_size).check(model)
+    same = TensorDataset(torch.ones(30, 64), torch.arange(30) % 3)
+    sampler = InfluencePrunedSampler(few_digits)
+    loader = DataLoader(few_digits, 8, sampler=sampler, collate_fn=by_size)
+    with pytest.raises(ValueError, match="whose loss is whose"):
+        TrajectoryRecorder(sampler, loader, model)
+    drawing = DataLoader(
+        few_digits, 8, sampler=sampler, collate_fn=lambda items: by_size(items)[::-1]
+    )
+    with pytest.raises(ValueError, match="whose loss is whose"):
+        TrajectoryRecorder(sampler, drawing, model)
+    few = InfluencePrunedSampler(same)  # whose items are all alike but for their labels
+    TrajectoryRecorder(few, DataLoader(same, 8, sampler=few), model)
 
 
 def test_loaders_that_hold_a_loader_or_a_sampler_of_samplers(few_digits, model):

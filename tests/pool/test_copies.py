@@ -9,8 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 
+from prunesampler.influence.hessians import DiagonalHessian
+from prunesampler.influence.measurements import Measurements
 from prunesampler.pool import copies as module
-from prunesampler.pool.copies import copies, directions, originals, unusual
+from prunesampler.pool.copies import copies, originals
+from prunesampler.pool.neighbours import directions, repeats, unusual
+from prunesampler.select.findings import near_copies
 
 
 def by_force(features, similar):
@@ -129,7 +133,7 @@ def test_points_that_lie_evenly_are_no_copies(width):
         try:
             found.append(int((copies(features, unusual(features)) >= 0).sum()))
         except ValueError as error:
-            assert "too near, or in too few" in str(error)  # noqa: PT017
+            assert "too near, or in too few dimensions" in str(error)  # noqa: PT017
             found.append(0)
     assert max(found) <= 4
 
@@ -145,16 +149,56 @@ def test_copies_are_told_however_many_they_are():
         assert int(groups.max()) + 1 == 2000 // times
 
 
+def test_exact_repeats_are_found_where_near_ones_cannot_be():
+    """Half of the pool is one row; and features in two dimensions, some of which come twice."""
+    torch.manual_seed(0)
+    placeholder = torch.randn(1000, 64)
+    placeholder[500:] = placeholder[0]
+    flat = torch.randn(500, 2)
+    flat[400:] = flat[:100]
+    for features, gone in ((placeholder, 500), (flat, 100)):
+        groups, first = repeats(features)
+        assert len(first) == len(features) - gone
+        assert int((groups >= 0).sum()) - int(groups.max() + 1) == gone
+        measured = Measurements(
+            torch.ones(len(features), 1),
+            features,
+            DiagonalHessian(torch.ones(len(features), 1)),
+            torch.zeros(len(features)),
+        )
+        finding, _ = near_copies(measured, torch.zeros(len(features)), None)
+        assert len(finding) == gone
+        assert float(finding.confidence.min()) > 0.999
+        assert torch.equal(features[finding.indices], features[finding.originals])
+
+
+def test_a_class_that_is_tighter_than_others_is_left_alone():
+    torch.manual_seed(0)
+    y = torch.arange(1000) % 5
+    features = 3 * torch.randn(5, 64)[y] + torch.where(y == 0, 0.1, 1.0)[:, None] * torch.randn(
+        1000, 64
+    )
+    measured = Measurements(
+        torch.ones(1000, 1), features, DiagonalHessian(torch.ones(1000, 1)), torch.zeros(1000)
+    )
+    finding, groups = near_copies(measured, torch.zeros(1000), None)
+    assert len(finding) == 0
+    assert "200 samples lie as near in groups of more than 64 and are left alone" in finding.advice
+    assert (groups < 0).all()
+    least = float(finding.advice.partition("similar=")[2].split()[0])
+    assert len(near_copies(measured, torch.zeros(1000), least - 0.001)[0]) == 199
+
+
 def test_features_that_single_precision_cannot_tell():
     torch.manual_seed(0)
     collapsed = torch.randn(5, 64)[torch.arange(500) % 5] + 1e-5 * torch.randn(500, 64)
-    with pytest.raises(ValueError, match="too near, or in too few, to tell copies"):
+    with pytest.raises(ValueError, match="too near, or in too few dimensions"):
         unusual(collapsed)
     outlier = torch.randn(500, 64)
     outlier[3] *= 1e7
     with pytest.raises(ValueError, match="samples that are far larger"):
         unusual(outlier)
-    with pytest.raises(ValueError, match="20 samples are too few"):
+    with pytest.raises(ValueError, match="20 distinct samples are too few"):
         unusual(torch.randn(20, 64))
 
 

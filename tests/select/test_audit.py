@@ -357,6 +357,39 @@ def test_findings_alone_go_without_a_warning_or_a_floor():
         pruner(data, constraints=dropped, budget=Budget(fraction=0.4)).choose_from(scores)
 
 
+def test_what_is_proved_of_the_loss_is_of_the_loss_that_was_measured():
+    """The constant of a loss with large class weights is not that of the pruner that chooses."""
+    data = places(300, 0)
+    weighted = CrossEntropy(weight=torch.full((4,), 30.0))
+    made = pruner(data, losses=weighted)
+    scores, truth = made.measure(model := fitted(data)), made.select(model)
+    found = pruner(data, curvature=None).choose_from(scores)
+    assert scores.lipschitz == weighted.lipschitz
+    assert found.loss_bound == truth.loss_bound is not None
+    again = made.scores_from(scores.state_dict())
+    assert again.lipschitz == scores.lipschitz
+
+
+def test_what_are_no_scores_is_named():
+    data = places(100, 0)
+    scores = pruner(data).measure(fitted(data))
+    with pytest.raises(TypeError, match=r"takes scores, got str; read a file with Scores.load"):
+        pruner(data).choose_from("scores.safetensors")
+    with pytest.raises(TypeError, match="wanted= takes scores, as pruner.measure"):
+        scores.audit(wanted=data)
+    with pytest.raises(ValueError, match="scores are of 100 samples, this dataset has 60"):
+        pruner(places(60, 0)).redraw(scores, torch.zeros(60, dtype=torch.int64))
+
+
+@pytest.mark.filterwarnings("ignore:the .* pruned samples are no better")
+def test_a_redraw_takes_the_labels_of_this_pruner():
+    data, groups = places(200, 0), (torch.arange(200) < 20).long()
+    scores = pruner(data).measure(fitted(data))
+    mine = pruner(data, labels=groups, budget=Budget(count=160, per_class="equal"))
+    drawn = mine.redraw(scores, torch.zeros(200, dtype=torch.int64))
+    assert torch.bincount(groups[drawn.kept]).tolist() == [20, 20]
+
+
 @pytest.mark.filterwarnings("ignore:the .* pruned samples are no better")
 def test_scores_of_another_pruner_take_the_labels_of_this_one():
     data, groups = places(200, 0), (torch.arange(200) < 20).long()

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recording import Loop, indexed
@@ -83,7 +84,7 @@ def simulate(n, pruner, recorded, epochs, rng, warmup=1):
 class Recorded(TrajectoryRecorder):
     """A recorder whose trajectory is given to it."""
 
-    trajectory = None
+    trajectory, ended = None, False
 
     def __init__(self, n):
         self.num_samples = n
@@ -296,13 +297,14 @@ def test_what_cannot_be():
     ):
         PruningCallback(sampler, pruner, redraw_every=2)
     with pytest.raises(ValueError, match="has 60 samples, the sampler's dataset 61"):
-        PruningCallback(InfluencePrunedSampler(range(61)), pruner)
+        PruningCallback(InfluencePrunedSampler(range(61)), pruner, refresh_every=1)
     recorder = TrajectoryRecorder(sampler)
     with pytest.raises(ValueError, match="nothing was recorded yet"):
         TrajectoryPruner(recorder, budget=Budget(count=9)).choose(1, None)
 
 
-def test_a_recording_that_ended_leaves_the_last_errors():
+@pytest.mark.filterwarnings("ignore:the recording of the trajectory has ended")
+def test_a_recording_that_ended_leaves_as_many():
     loop = Run(own(), epochs=6)
     views = loop.step
     loop.step = lambda x, y, index: (
@@ -337,3 +339,30 @@ def test_a_pruner_of_one_s_own():
         pruning.on_epoch_end(epoch, torch.nn.Linear(8, 4))
         assert sampler.kept[0] == (1 if (epoch + 1) % 3 == 0 else 0)
     assert len(sampler) == 40
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_a_recording_that_ends_leaves_a_run_that_draws_at_random(first):
+    """In the first epoch, of which nothing is known then, and in a later one."""
+    loop = Run(own(), epochs=12)
+    loop.epochs = first
+    loop.run()
+    loop.step = lambda x, y, index: F.cross_entropy(loop.model(x) + loop.model(x), y)
+    loop.epochs = 12
+    with pytest.warns(UserWarning, match="recording of the trajectory") as caught:
+        loop.run(first)
+    told = [str(w.message) for w in caught]
+    assert sum("recording of the trajectory ended after" in text for text in told) == 1
+    assert sum("are drawn at random" in text for text in told) == 1
+    later = loop.kept[max(3, first + 1) :]
+    assert all(len(kept) == 36 for kept in later)
+    assert len({tuple(kept) for kept in later}) == len(later)
+    assert set().union(*later) == set(range(60))
+
+
+def test_a_callback_that_would_choose_once_warns():
+    loop = Loop()
+    pruner = TrajectoryPruner(loop.recorder, budget=Budget(fraction=0.4), progress=False)
+    with pytest.warns(UserWarning, match="without refresh_every= they are chosen once"):
+        PruningCallback(loop.sampler, pruner, warmup_epochs=1)
+    assert pruner.changes
