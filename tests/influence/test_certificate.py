@@ -35,7 +35,7 @@ from prunesampler.influence.certificate import (
     random_shift,
 )
 from prunesampler.influence.rows import CHUNK
-from prunesampler.influence.states import read_layer, read_measurements
+from prunesampler.influence.states import read_measurements, read_name
 from prunesampler.select.selector import Selector
 from prunesampler.solve.problem import Solution
 
@@ -336,15 +336,15 @@ def test_the_scored_layer_is_kept(few_digits):
     )
     named = replace(scores, layer="fc")
     state = named.state_dict()
-    assert read_layer(state) == "fc"
-    assert read_layer({k: v for k, v in state.items() if k != "layer"}) is None
-    with pytest.raises(ValueError, match="must be a name, got 3"):
-        read_layer({**state, "layer": 3})
+    assert read_name(state, "layer") == "fc"
+    assert read_name({k: v for k, v in state.items() if k != "layer"}, "layer") is None
+    with pytest.raises(ValueError, match="must be a text, got 3"):
+        read_name({**state, "layer": 3}, "layer")
     gradients = read_measurements(state, 200)
     selector = Selector(
         200, Budget(count=20), KeepHead(), ExactCurvature(), partial(anneal, moves=1000), None, None,
         True, 0, None,
     )  # fmt: skip
-    again = selector.scores(gradients, None, 0.0, read_layer(state))
+    again = selector.scores(gradients, None, 0.0, read_name(state, "layer"))
     assert again.layer == selector.select(again, None).metadata["layer"] == "fc"
     assert "layer 'fc'" in selector.select(again, None).verdict
