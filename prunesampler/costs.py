@@ -31,7 +31,7 @@ def influence_norm(scores: Scores) -> Tensor:
 
     Source: the single-sample criterion of Yang et al., ICLR 2023.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget, InfluencePruner
         >>> data = [(torch.randn(4), i % 3) for i in range(60)]
         >>> pruner = InfluencePruner(data, budget=Budget(count=20), progress=False)
@@ -48,7 +48,7 @@ def self_influence(scores: Scores) -> Tensor:
     Source: Koh and Liang, "Understanding Black-box Predictions via Influence Functions", ICML 2017.
     High for rare and for mislabelled samples.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget, InfluencePruner
         >>> data = [(torch.randn(4), i % 3) for i in range(60)]
         >>> pruner = InfluencePruner(data, budget=Budget(count=20), progress=False)
@@ -65,7 +65,7 @@ def el2n(scores: Scores) -> Tensor:
     Source: Paul et al., "Deep Learning on a Data Diet", NeurIPS 2021, definition 2.2. They average
     it over several networks; here it is computed with one.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget, InfluencePruner
         >>> data = [(torch.randn(4), i % 3) for i in range(60)]
         >>> pruner = InfluencePruner(data, budget=Budget(count=20), progress=False)
@@ -80,7 +80,7 @@ def grand(scores: Scores) -> Tensor:
 
     Source: Paul et al., NeurIPS 2021, definition 2.1, where it is taken by all parameters.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget, InfluencePruner
         >>> data = [(torch.randn(4), i % 3) for i in range(60)]
         >>> pruner = InfluencePruner(data, budget=Budget(count=20), progress=False)
@@ -96,7 +96,7 @@ def margin(scores: Scores) -> Tensor:
     Raises:
         ValueError: For other losses than cross-entropy on class indices.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget, InfluencePruner
         >>> data = [(torch.randn(4), i % 3) for i in range(60)]
         >>> pruner = InfluencePruner(data, budget=Budget(count=20), progress=False)

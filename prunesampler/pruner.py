@@ -263,7 +263,7 @@ class InfluencePruner(AnswersFromScores):
         Raises:
             ValueError: As in `select`; also for a layer that is too large for the curvature.
 
-        Example:
+        Examples:
             >>> import torch
             >>> from torch.utils.data import TensorDataset
             >>> data = TensorDataset(torch.randn(60, 4), torch.arange(60) % 3)
@@ -288,7 +288,7 @@ class InfluencePruner(AnswersFromScores):
         Raises:
             ValueError: As `check`; also if memory would run out.
 
-        Example:
+        Examples:
             >>> import torch
             >>> from torch.utils.data import TensorDataset
             >>> data = TensorDataset(torch.randn(60, 4), torch.arange(60) % 3)

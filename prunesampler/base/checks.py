@@ -20,7 +20,7 @@ SEEDS = 2**64
 def warn(message: str) -> None:
     """Warn at the line outside this package that called it, which is the one the user can change.
 
-    Example:
+    Examples:
         >>> with warnings.catch_warnings(record=True) as caught:
         ...     warnings.simplefilter("always")
         ...     warn("the learning rate ends early")
@@ -44,7 +44,7 @@ def dataset_size(dataset: Any) -> int:
         TypeError: If it is anything else, such as an iterable dataset or a loader.
         ValueError: If it is empty.
 
-    Example:
+    Examples:
         >>> dataset_size(["a", "b", "c"])
         3
     """
@@ -65,7 +65,7 @@ def whole_number(name: str, value: Any) -> int:
     Raises:
         ValueError: If it is not a whole number of at least 0.
 
-    Example:
+    Examples:
         >>> whole_number("warmup_epochs", 2.5)
         Traceback (most recent call last):
         ValueError: warmup_epochs must be a whole number of at least 0, got 2.5
@@ -81,7 +81,7 @@ def checked_seed(seed: Any, name: str = "seed") -> int:
     Raises:
         ValueError: If it is not a whole number from 0 to ``2**64 - 1``.
 
-    Example:
+    Examples:
         >>> checked_seed(np.int64(7))
         7
     """
@@ -102,7 +102,7 @@ def checked_indices(
         TypeError: If they are not whole numbers.
         ValueError: If one is out of range or given twice.
 
-    Example:
+    Examples:
         >>> checked_indices([4, 0, 2], num_samples=5)
         tensor([0, 2, 4])
     """
@@ -139,7 +139,7 @@ def checked_labels(labels: Tensor | Sequence[int], num_samples: int) -> Tensor:
         TypeError: If they are not numbers.
         ValueError: If there is not one whole number of at least 0 per sample.
 
-    Example:
+    Examples:
         >>> checked_labels([0, 2, 1], num_samples=3)
         tensor([0, 2, 1])
     """
@@ -170,7 +170,7 @@ def checked_cost(cost: Tensor | Sequence[float], num_samples: int) -> Tensor:
         TypeError: If they are not numbers.
         ValueError: If there is not one finite number per sample.
 
-    Example:
+    Examples:
         >>> checked_cost([1, 2], num_samples=2)
         tensor([1., 2.], dtype=torch.float64)
     """
@@ -197,7 +197,7 @@ def check_state(state: Mapping[str, Any], owner: str, version: int, keys: set[st
     Raises:
         ValueError: If a key is missing, or the version is different.
 
-    Example:
+    Examples:
         >>> check_state({"version": 1}, "Sampler", 1, {"version", "epoch"})
         Traceback (most recent call last):
         ValueError: not a state of Sampler: ['epoch'] missing; load what its state_dict returned

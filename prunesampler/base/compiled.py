@@ -23,7 +23,7 @@ def compiled(
 ) -> F:
     """Compile a function, and keep the machine code on disk if a cache folder is writable.
 
-    Example:
+    Examples:
         >>> @compiled
         ... def doubled(x):
         ...     return 2 * x
@@ -42,7 +42,7 @@ def compiled(
 def next_random(state: NDArray[np.uint64]) -> np.uint64:
     """One step of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014); ``state`` has one element.
 
-    Example:
+    Examples:
         >>> hex(next_random(np.zeros(1, dtype=np.uint64)))
         '0xe220a8397b1dcdaf'
     """
@@ -57,7 +57,7 @@ def next_random(state: NDArray[np.uint64]) -> np.uint64:
 def flush(part: NDArray[np.float32], total: NDArray[np.float64]) -> None:
     """Add a sum, shape (C, D), to another of more digits, and set it to zero.
 
-    Example:
+    Examples:
         >>> part, total = np.ones((1, 2), np.float32), np.zeros((1, 2))
         >>> flush(part, total)
         >>> part.tolist(), total.tolist()

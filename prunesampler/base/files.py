@@ -25,7 +25,7 @@ def pack(kind: tuple[str, int], header: Mapping[str, Any], tensors: dict[str, Te
         header: JSON values.
         tensors: Tensors by name.
 
-    Example:
+    Examples:
         >>> import torch
         >>> header, tensors = unpack(("sums", 1), pack(("sums", 1), {"n": 3}, {"x": torch.ones(2)}))
         >>> header["n"], tensors["x"]
@@ -42,7 +42,7 @@ def unpack(kind: tuple[str, int], data: bytes) -> tuple[dict[str, Any], dict[str
     Raises:
         ValueError: If it is not a whole file of this kind and version.
 
-    Example:
+    Examples:
         >>> unpack(("sums", 2), pack(("sums", 1), {}, {}))
         Traceback (most recent call last):
         ValueError: this is 'sums' version 1; this release reads 'sums' version 2
@@ -72,7 +72,7 @@ def kind_of(data: bytes) -> tuple[str, int]:
     Raises:
         ValueError: If it has no such header.
 
-    Example:
+    Examples:
         >>> kind_of(pack(("sums", 1), {}, {}))
         ('sums', 1)
     """
@@ -100,7 +100,7 @@ def _header(data: bytes) -> dict[str, Any]:
 def pack_state(state: Mapping[str, Any]) -> bytes:
     """A file for nested dicts of tensors and JSON values, such as ``PruningCallback.state_dict``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> unpack_state(pack_state({"sampler": {"kept": torch.tensor([3]), "epoch": 1}}))
         {'sampler': {'kept': tensor([3]), 'epoch': 1}}
@@ -124,7 +124,7 @@ def unpack_state(data: bytes) -> dict[str, Any]:
     Raises:
         ValueError: If it is not a whole file of this kind.
 
-    Example:
+    Examples:
         >>> unpack_state(b"something else")
         Traceback (most recent call last):
         ValueError: not a file of prunesampler.state
@@ -147,7 +147,7 @@ def unpack_state(data: bytes) -> dict[str, Any]:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a kill at any moment leaves the old one or the new one, whole.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_atomically(Path(folder, "state"), b"whole")

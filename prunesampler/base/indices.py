@@ -19,7 +19,7 @@ MANY_PASSES = 1000
 def permutations(size: int, passes: int, generator: torch.Generator) -> Tensor:
     """Random orders of 0 to size - 1, one for each pass, one after another, int64.
 
-    Example:
+    Examples:
         >>> permutations(3, passes=2, generator=torch.Generator().manual_seed(0)).bincount()
         tensor([2, 2, 2])
     """
@@ -31,7 +31,7 @@ def permutations(size: int, passes: int, generator: torch.Generator) -> Tensor:
 def encode(kept: Tensor, size: int) -> str:
     """One bit for each of ``size`` samples, set where it is kept, in base64.
 
-    Example:
+    Examples:
         >>> encode(torch.tensor([0, 2]), 8)
         'oA=='
     """
@@ -47,7 +47,7 @@ def decode(code: Any, size: int) -> Tensor:
         TypeError: If indices are not whole numbers.
         ValueError: If they do not fit ``size`` samples.
 
-    Example:
+    Examples:
         >>> decode("oA==", 8)
         tensor([0, 2])
     """
@@ -68,7 +68,7 @@ def decode(code: Any, size: int) -> Tensor:
 def complement(indices: Tensor, size: int) -> Tensor:
     """The numbers from 0 to size - 1 that are not in ``indices``, int64, ascending.
 
-    Example:
+    Examples:
         >>> complement(torch.tensor([1]), 3)
         tensor([0, 2])
     """

@@ -30,7 +30,7 @@ def gloo_group(rank: int, world: int) -> dist.ProcessGroup:
     Raises:
         RuntimeError: If gloo is not available or cannot connect, or if some ranks do not ask.
 
-    Example:
+    Examples:
         >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         >>> gloo_group(rank=0, world=1).size()
         1
@@ -77,7 +77,7 @@ def wait_for_all(rank: int, world: int, call: str) -> None:
     Raises:
         RuntimeError: If some ranks do not call in time.
 
-    Example:
+    Examples:
         >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         >>> wait_for_all(rank=0, world=1, call="select")
         >>> dist.destroy_process_group()

@@ -26,7 +26,7 @@ def available_bytes(root: Path = Path("/")) -> int | None:
     Args:
         root: Where the files of the kernel are.
 
-    Example:
+    Examples:
         >>> found = available_bytes()
         >>> found is None or found > 0
         True
@@ -56,7 +56,7 @@ class Room:
     Raises:
         ValueError: If the folder does not exist, or no file can be written to it.
 
-    Example:
+    Examples:
         >>> Room().empty((2, 3), torch.float16).shape
         torch.Size([2, 3])
     """
@@ -96,7 +96,7 @@ class Room:
 def gibibytes(count: float) -> str:
     """A number of bytes in GiB, to three digits.
 
-    Example:
+    Examples:
         >>> gibibytes(5 * 2**29)
         '2.5 GiB'
     """

@@ -90,7 +90,7 @@ class Group(Protocol):
 class LocalGroup:
     """A single process, which has no other to wait for or to compare with.
 
-    Example:
+    Examples:
         >>> group = LocalGroup()
         >>> group.gather(torch.tensor([1, 2]), [torch.tensor([0, 1])])
         tensor([1, 2])
@@ -131,7 +131,7 @@ class ProcessGroup:
     data already is: they take no device memory, and do not interfere with those of training.
     The gloo group is made at the first collective. See :class:`Group` for the methods.
 
-    Example:
+    Examples:
         >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         >>> ProcessGroup().broadcast_bytes(b"from rank 0")
         b'from rank 0'
@@ -237,7 +237,7 @@ def _flat_bytes(tensor: Tensor) -> Tensor:
 def current_group() -> Group:
     """The processes of ``torch.distributed`` if there are several, else this one alone.
 
-    Example:
+    Examples:
         >>> current_group().world
         1
     """
@@ -256,7 +256,7 @@ def check_world(processes: int, num_replicas: int) -> None:
     Raises:
         ValueError: If the sampler divides them too, or the numbers of processes differ.
 
-    Example:
+    Examples:
         >>> check_world(processes=1, num_replicas=1)
     """
     if num_replicas > 1:
@@ -274,7 +274,7 @@ def check_world(processes: int, num_replicas: int) -> None:
 def together(group: Group, work: Callable[[], T]) -> T:
     """Do this rank's work; if it fails on any rank, raise on all, so that none waits for another.
 
-    Example:
+    Examples:
         >>> together(LocalGroup(), lambda: 2 + 2)
         4
     """

@@ -15,7 +15,7 @@ Progress = Callable[[int, int], None]
 def progress_bar(name: str, total: int, shown: bool) -> tqdm[Any]:
     """A bar on standard error that leaves no line behind.
 
-    Example:
+    Examples:
         >>> with progress_bar("measuring", total=3, shown=False) as bar:
         ...     advance(bar)(2, 3)
     """
@@ -25,7 +25,7 @@ def progress_bar(name: str, total: int, shown: bool) -> tqdm[Any]:
 def advance(bar: tqdm[Any]) -> Progress:
     """A function that moves a bar to the number of steps done.
 
-    Example:
+    Examples:
         >>> with progress_bar("solving", total=10, shown=False) as bar:
         ...     advance(bar)(5, 20)
         ...     bar.total

@@ -30,7 +30,7 @@ def compared(a: object, b: object) -> list[Row]:
         TypeError: If they are something else.
         ValueError: If they are of other samples.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget
         >>> one, other = (
         ...     Selection(torch.tensor(gone), 4, 0.1, 0.1, None, Budget(count=2)) for gone in ([0, 1], [0, 2])
@@ -129,7 +129,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
         a: Numbers, shape (n,).
         b: As many.
 
-    Example:
+    Examples:
         >>> rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 30.0, 20.0]))
         0.5
     """

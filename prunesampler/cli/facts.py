@@ -25,7 +25,7 @@ def facts(found: object) -> dict[str, str]:
     Raises:
         TypeError: If it is something else.
 
-    Example:
+    Examples:
         >>> import torch
         >>> told = facts(Trajectory(torch.ones(2, 3)))
         >>> told["kind"], told["epochs"]
@@ -91,7 +91,7 @@ def _of_trajectory(found: Trajectory) -> dict[str, str]:
 def of(count: float, whole: int) -> str:
     """A number, and its share of the whole.
 
-    Example:
+    Examples:
         >>> of(1500, 6000)
         '1,500 (25 %)'
     """

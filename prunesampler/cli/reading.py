@@ -52,7 +52,7 @@ def read(path: Path) -> Found:
         ValueError: If it is not a whole file of this package, or the state of a run.
         OSError: If it cannot be read.
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> with tempfile.NamedTemporaryFile() as file:
         ...     Trajectory(torch.ones(2, 3)).save(file.name)
@@ -81,7 +81,7 @@ def read_scores(path: Path) -> Scores:
         ValueError: If the file holds something else.
         OSError: If it cannot be read.
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> from prunesampler import Budget, InfluencePruner
         >>> data = [(torch.randn(4), i % 3) for i in range(60)]
@@ -113,7 +113,7 @@ def read_complete(path: Path, found: Found) -> Found:
 def size_of(found: Found) -> int:
     """Number of samples.
 
-    Example:
+    Examples:
         >>> import torch
         >>> size_of(Trajectory(torch.ones(2, 3)))
         3
@@ -146,7 +146,7 @@ def check_room(count: int, each: int) -> None:
     Raises:
         ValueError: If there is not.
 
-    Example:
+    Examples:
         >>> check_room(10**15, each=9)
         Traceback (most recent call last):
         ValueError: 1,000,000,000,000,000 samples take 8.38e+06 GiB, but there are ...

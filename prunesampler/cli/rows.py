@@ -33,7 +33,7 @@ def columns(found: object) -> Columns:
     Raises:
         TypeError: If it is something else.
 
-    Example:
+    Examples:
         >>> list(columns(Trajectory(torch.ones(2, 3))))
         ['index', 'error_0', 'error_1']
     """
@@ -76,7 +76,7 @@ def _of_trajectory(found: Trajectory) -> Columns:
 def as_csv(table: Columns) -> str:
     """Comma-separated values with a line of names; what is unknown is empty.
 
-    Example:
+    Examples:
         >>> as_csv({"index": torch.arange(2), "error": torch.tensor([0.1, math.nan])}).splitlines()
         ['index,error', '0,0.1', '1,']
     """
@@ -90,7 +90,7 @@ def as_csv(table: Columns) -> str:
 def as_jsonl(table: Columns) -> str:
     r"""One JSON object in each line; what is unknown is null.
 
-    Example:
+    Examples:
         >>> as_jsonl({"index": torch.arange(1), "kept": torch.tensor([True])})
         '{"index": 0, "kept": true}\n'
     """
@@ -102,7 +102,7 @@ def as_jsonl(table: Columns) -> str:
 def as_indices(selection: Selection) -> str:
     r"""The indices that are kept, one in each line.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget
         >>> as_indices(Selection(torch.tensor([1]), 3, 0.1, 0.1, None, Budget(count=1)))
         '0\n2\n'

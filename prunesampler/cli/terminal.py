@@ -24,7 +24,7 @@ def refusing() -> Iterator[None]:
         typer.Exit: With code 2.
         BrokenPipeError: If the reader of a pipe went away, which is nobody's fault.
 
-    Example:
+    Examples:
         >>> try:
         ...     with refusing():
         ...         raise ValueError("not a file of prunesampler")
@@ -49,7 +49,7 @@ def refusing() -> Iterator[None]:
 def refuse(text: str) -> typer.Exit:
     """Write a line to stderr; returns what to raise.
 
-    Example:
+    Examples:
         >>> refuse("there is no such file").exit_code
         2
     """
@@ -60,7 +60,7 @@ def refuse(text: str) -> typer.Exit:
 def clean(text: str) -> str:
     r"""A text in one line, of readable characters only: files must not steer the terminal.
 
-    Example:
+    Examples:
         >>> clean("a\nb \x1b[31mred")
         'a b \\x1b[31mred'
     """
@@ -77,7 +77,7 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
         head: Names of the columns.
         rows: Texts of the rows.
 
-    Example:
+    Examples:
         >>> table("a file", ("", ""), [("kind", "scores")])  # doctest: +NORMALIZE_WHITESPACE
         a file
         <BLANKLINE>

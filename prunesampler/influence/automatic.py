@@ -39,7 +39,7 @@ class BlockCurvature(DampedCurvature):
         damping: Added to the diagonal; give the weight decay in use. By default see
             :func:`default_damping`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from prunesampler import SquaredError
         >>> from prunesampler.influence.measurements import Measurements
@@ -88,7 +88,7 @@ def default_damping(measurements: Measured) -> float:
     so small that steps towards an inverse run out. Where a model is certain of everything, curvature is
     rounding; then it is at least ``CERTAIN`` of the mean square of the inputs.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from prunesampler import SquaredError
         >>> from prunesampler.influence.measurements import Measurements
@@ -116,7 +116,7 @@ class AutoCurvature(DampedCurvature):
         damping: Added to the diagonal; give the weight decay in use. By default that of the curvature
             that is chosen.
 
-    Example:
+    Examples:
         >>> AutoCurvature(damping=0.1).of(num_samples=50_000, parameters=585, outputs=10)
         ExactCurvature(damping=0.1, max_size=8192)
         >>> AutoCurvature(damping=0.1).of(num_samples=50_000, parameters=50_787, outputs=100)

@@ -56,7 +56,7 @@ class ClassBlocks:
         damping: Added to all of it.
         hessian: Turns outputs into the basis of the loss, and back.
 
-    Example:
+    Examples:
         >>> from prunesampler.influence.hessians import DiagonalHessian
         >>> vectors = torch.tensor([[[1.0], [0.0]]])
         >>> hessian = DiagonalHessian(torch.ones(2, 1))
@@ -177,7 +177,7 @@ class ClassBlocks:
 def block_rank(outputs: int, inputs: int) -> int:
     """Rank of the blocks of a layer: the fewer outputs, the higher.
 
-    Example:
+    Examples:
         >>> block_rank(10, 1281), block_rank(100, 513), block_rank(1000, 33), block_rank(32_000, 768)
         (256, 64, 32, 10)
     """
@@ -189,7 +189,7 @@ def block_rank(outputs: int, inputs: int) -> int:
 def block_samples(rank: int) -> int:
     """Most samples that a block of a rank is made from.
 
-    Example:
+    Examples:
         >>> block_samples(64), block_samples(256)
         (1024, 2048)
     """

@@ -32,7 +32,7 @@ def newton_shift(kept: Factorised, influence: Influence, pruned: Tensor) -> Tens
         influence: Influence of all samples.
         pruned: Indices of the pruned samples.
 
-    Example:
+    Examples:
         >>> from prunesampler.influence.factorised import IdentityFactorised
         >>> influence = Influence.from_vectors(torch.tensor([[1.0], [-1.0], [3.0], [-3.0]]))
         >>> newton_shift(IdentityFactorised(), influence, torch.tensor([0, 1])).tolist()
@@ -60,7 +60,7 @@ def curvature_share(
         shape: Shape (K, D) of the parameters.
         seed: Seed of the random first direction.
 
-    Example:
+    Examples:
         >>> from prunesampler.influence.factorised import IdentityFactorised
         >>> curvature_share(IdentityFactorised(), IdentityFactorised(), shape=(2, 3))
         1.0
@@ -111,7 +111,7 @@ def convex_bound(influence: Influence, pruned: Tensor, penalty: float) -> float:
         pruned: Indices of the pruned samples.
         penalty: The objective adds ``penalty / 2`` times the squared norm, bias included.
 
-    Example:
+    Examples:
         >>> influence = Influence.from_vectors(torch.tensor([[1.0], [-1.0], [3.0], [-3.0]]))
         >>> convex_bound(influence, torch.tensor([0, 1]), penalty=0.1)
         0.0
@@ -131,7 +131,7 @@ def loss_bound(bound: float, inputs: Tensor, lipschitz: float) -> float:
         inputs: Inputs of the layer for the samples, with the one for the bias, shape (t, D).
         lipschitz: Lipschitz constant of the loss in the outputs; sqrt(2) for cross-entropy.
 
-    Example:
+    Examples:
         >>> loss_bound(0.5, torch.tensor([[3.0, 4.0], [0.0, 1.0]]), lipschitz=2.0)
         3.0
     """
@@ -153,7 +153,7 @@ def kept_curvature(
         influence: Influence of all samples.
         pruned: Indices of the pruned samples; without any the curvature is the full one.
 
-    Example:
+    Examples:
         >>> from prunesampler import IdentityCurvature
         >>> from prunesampler.influence.hessians import DiagonalHessian
         >>> from prunesampler.influence.measurements import Measurements
@@ -183,7 +183,7 @@ def random_shift(influence: Influence, size: int, seed: int, draws: int | None =
         seed: Seed of the random sets.
         draws: Number of sets to average over; by default 5, and 1 where inverses are iterative.
 
-    Example:
+    Examples:
         >>> influence = Influence.from_vectors(torch.tensor([[1.0], [-1.0], [3.0], [-3.0]]))
         >>> random_shift(influence, 2, seed=0) > 0
         True
@@ -209,7 +209,7 @@ def random_newton_shift(
         size: Number of samples to prune.
         seed: Seed of the random set.
 
-    Example:
+    Examples:
         >>> from prunesampler import IdentityCurvature
         >>> from prunesampler.influence.hessians import DiagonalHessian
         >>> from prunesampler.influence.measurements import Measurements

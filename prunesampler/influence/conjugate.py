@@ -16,7 +16,7 @@ TOLERANCE, MOST_STEPS = 1e-3, 300
 class Solved(NamedTuple):
     """A solution, and the norm of its residual as a share of the first.
 
-    Example:
+    Examples:
         >>> Solved(torch.ones(1), residual=1e-4).residual
         0.0001
     """
@@ -48,7 +48,7 @@ def conjugate_gradients(
         tolerance: Largest final residual, as a share of the first.
         most_steps: Largest number of products.
 
-    Example:
+    Examples:
         >>> conjugate_gradients(lambda x: 4 * x, torch.tensor([2.0, 6.0]), lambda r: r)
         Solved(solution=tensor([0.5000, 1.5000], dtype=torch.float64), residual=0.0)
     """

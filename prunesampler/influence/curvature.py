@@ -109,7 +109,7 @@ class ExactCurvature(DampedCurvature):
         damping: Added to the diagonal: give the weight decay in use. Default: 1e-3 of the mean eigenvalue.
         max_size: Largest R that is accepted.
 
-    Example:
+    Examples:
         >>> from prunesampler import SquaredError
         >>> from prunesampler.influence.measurements import Measurements
         >>> inputs, targets = torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 1.0])
@@ -194,7 +194,7 @@ class KroneckerCurvature(DampedCurvature):
     Args:
         damping: Added to the diagonal: give the weight decay in use. Default: 1e-3 of the mean eigenvalue.
 
-    Example:
+    Examples:
         >>> from prunesampler import SquaredError
         >>> from prunesampler.influence.measurements import Measurements
         >>> inputs, targets = torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 1.0])
@@ -242,7 +242,7 @@ class KroneckerCurvature(DampedCurvature):
 class IdentityCurvature(Curvature):
     """No curvature: influence is the centred gradient over n. For baselines and tests.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget, InfluencePruner
         >>> dataset = torch.utils.data.TensorDataset(torch.randn(20, 4), torch.arange(20) % 2)
         >>> pruner = InfluencePruner(
@@ -281,7 +281,7 @@ def check_curved(measurements: Measured, damping: float | None) -> None:
     Raises:
         ValueError: If there is neither; the message says which is zero, the loss's or the inputs'.
 
-    Example:
+    Examples:
         >>> from prunesampler import SquaredError
         >>> from prunesampler.influence.measurements import Measurements
         >>> inputs = torch.zeros(2, 1)

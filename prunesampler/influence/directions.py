@@ -17,7 +17,7 @@ def directions(measurements: Measured, influence: Influence) -> float:
 
     Source: Moody, "The effective number of parameters", NeurIPS 1991.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget, InfluencePruner
         >>> data = [(torch.randn(4), i % 3) for i in range(60)]
         >>> scores = InfluencePruner(data, budget=Budget(count=20), progress=False).measure(torch.nn.Linear(4, 3))
@@ -40,7 +40,7 @@ def directions(measurements: Measured, influence: Influence) -> float:
 def diagonal_factors(measurements: Measured) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean curvature of every output, shape (C,), and mean outer product of the inputs, (D, D); float64.
 
-    Example:
+    Examples:
         >>> from prunesampler import SquaredError
         >>> from prunesampler.influence.measurements import Measurements
         >>> losses, delta, hessian = SquaredError().derivatives(torch.zeros(2, 1), torch.ones(2, 1))

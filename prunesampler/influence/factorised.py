@@ -54,7 +54,7 @@ class ExactFactorised:
         light: Lower triangular factor with the smaller damping that whitened rows use.
         damping: Multiple of the identity in ``cholesky``.
 
-    Example:
+    Examples:
         >>> factorised = ExactFactorised(torch.tensor([[2.0]]).double(), torch.eye(1), 1.0)
         >>> factorised.apply_inverse(torch.tensor([[8.0]]))
         tensor([[2.]], dtype=torch.float64)
@@ -99,7 +99,7 @@ class ExactFactorised:
 class KroneckerFactorised:
     """Eigenvalues (K,) and (D,) and eigenvectors of both Kronecker factors, float64.
 
-    Example:
+    Examples:
         >>> one, two = torch.ones(1).double(), torch.tensor([2.0]).double()
         >>> factorised = KroneckerFactorised(two, one[:, None], two, one[:, None], 1.0)
         >>> factorised.multiply(torch.tensor([[3.0]]))  # (2 * 2 + 1) * 3
@@ -159,7 +159,7 @@ class KroneckerFactorised:
 class IdentityFactorised:
     """The identity as curvature: influence is the centred gradient over n.
 
-    Example:
+    Examples:
         >>> IdentityFactorised().apply_inverse(torch.tensor([[3.0]]))
         tensor([[3.]], dtype=torch.float64)
     """

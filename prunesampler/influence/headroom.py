@@ -23,7 +23,7 @@ def headroom(errors: Tensor) -> float:
     Returns:
         The share, or NaN if nothing is known, or all is zero.
 
-    Example:
+    Examples:
         >>> import torch
         >>> round(headroom(torch.tensor([0.0, 0.1, 0.3, 0.6])), 3)
         0.9
@@ -40,7 +40,7 @@ def headroom(errors: Tensor) -> float:
 def advice(share: float) -> str:
     """What a headroom says, in a sentence.
 
-    Example:
+    Examples:
         >>> advice(0.7)
         'headroom 0.70: easy samples still pull, so fewer epochs on all beat leaving them out'
     """

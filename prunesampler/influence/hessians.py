@@ -52,7 +52,7 @@ class SoftmaxHessian:
         probabilities: Softmax of the outputs, shape (n, C).
         mass: Total target weight of each sample, shape (n,); 1 without class weights.
 
-    Example:
+    Examples:
         >>> hessian = SoftmaxHessian(torch.tensor([[0.5, 0.5]]), torch.ones(1))
         >>> hessian.total()
         tensor([[ 0.2500, -0.2500],
@@ -142,7 +142,7 @@ class DiagonalHessian(_FullHessian):
     Args:
         values: The diagonals, shape (n, C).
 
-    Example:
+    Examples:
         >>> DiagonalHessian(torch.tensor([[1.0, 2.0]])).apply(torch.tensor([[3.0, 4.0]]))
         tensor([[3., 8.]])
     """
@@ -172,7 +172,7 @@ class DenseHessian(_FullHessian):
     Args:
         values: The matrices, shape (n, C, C).
 
-    Example:
+    Examples:
         >>> hessian = DenseHessian(torch.tensor([[[1.0, 1.0], [1.0, 2.0]]]))
         >>> hessian.apply(torch.tensor([[3.0, 4.0]]))
         tensor([[ 7., 11.]])
@@ -202,7 +202,7 @@ def helmert(size: int) -> Tensor:
     Returns:
         Shape (size, size - 1); column k is constant on the first k + 1 rows.
 
-    Example:
+    Examples:
         >>> helmert(2).flatten()
         tensor([ 0.7071, -0.7071], dtype=torch.float64)
     """
@@ -223,7 +223,7 @@ def to_helmert(matrix: Tensor) -> Tensor:
     Returns:
         Shape (..., C - 1, D).
 
-    Example:
+    Examples:
         >>> to_helmert(torch.tensor([[1.0], [3.0]]))
         tensor([[-1.4142]], dtype=torch.float64)
     """
@@ -242,7 +242,7 @@ def from_helmert(matrix: Tensor) -> Tensor:
     Returns:
         Shape (..., C, D); the columns sum to zero.
 
-    Example:
+    Examples:
         >>> from_helmert(torch.tensor([[-1.4142]]))
         tensor([[-1.0000],
                 [ 1.0000]], dtype=torch.float64)

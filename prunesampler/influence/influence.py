@@ -38,7 +38,7 @@ The squared norm of a shift x is its inner product with ``metric(factorised, x)`
 def parameter_distance(factorised: Factorised, shift: Tensor) -> Tensor:
     """The paper's metric: Euclidean distance of the parameters.
 
-    Example:
+    Examples:
         >>> parameter_distance(IdentityFactorised(), torch.ones(1, 2)).tolist()
         [[1.0, 1.0]]
     """
@@ -51,7 +51,7 @@ def loss_distance(factorised: Factorised, shift: Tensor) -> Tensor:
 
     Half its square is the predicted rise of the regularised training loss above its minimum.
 
-    Example:
+    Examples:
         >>> loss_distance(IdentityFactorised(), torch.ones(1, 2)).tolist()
         [[1.0, 1.0]]
     """
@@ -71,7 +71,7 @@ class Influence:
         whitened_mean: Subtracted from every whitened row, float64.
         metric: Defines the norm in budgets and reports; solvers search the same rows in any case.
 
-    Example:
+    Examples:
         >>> vectors = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
         >>> influence = Influence.from_vectors(vectors)
         >>> influence.shift_norm(torch.tensor([0, 1])), influence.shift_norm(torch.tensor([0, 2])) > 4

@@ -49,7 +49,7 @@ def leave_one_out(measurements: Measured, influence: Influence) -> Tensor:
     Raises:
         ValueError: For other losses, sequences, or more than 2 GiB of probabilities.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget, InfluencePruner
         >>> data = [(torch.randn(4), i % 3) for i in range(60)]
         >>> scores = InfluencePruner(data, budget=Budget(count=20), progress=False).measure(torch.nn.Linear(4, 3))

@@ -40,7 +40,7 @@ class MatrixFree:
         damping: Multiple of the identity that is added.
         residuals: The residual of every inverse so far, as a share of what it was applied to.
 
-    Example:
+    Examples:
         >>> from prunesampler import SquaredError
         >>> from prunesampler.influence.measurements import Measurements
         >>> from prunesampler.influence.factorised import IdentityFactorised

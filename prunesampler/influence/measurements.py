@@ -26,7 +26,7 @@ class Measurements:
         losses: Loss of each sample, shape (n,).
         labels: Class of each sample, int64, shape (n,), or None if unknown.
 
-    Example:
+    Examples:
         >>> from prunesampler import SquaredError
         >>> inputs, targets = torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 1.0])
         >>> losses, delta, hessian = SquaredError().derivatives(inputs, targets)

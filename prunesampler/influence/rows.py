@@ -22,7 +22,7 @@ class RankOne:
         left: Left factors, shape (n, K).
         right: Right factors, shape (n, D), on the same device.
 
-    Example:
+    Examples:
         >>> rows = RankOne(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
         >>> rows.sum()
         tensor([[1., 6.]], dtype=torch.float64)
@@ -118,7 +118,7 @@ class RankOne:
 def matrices_at_a_time(shape: tuple[int, int]) -> int:
     """Number of matrices of this shape that may be written out at a time, 1 to ``CHUNK``.
 
-    Example:
+    Examples:
         >>> matrices_at_a_time((9, 65)), matrices_at_a_time((99, 2049))
         (1024, 41)
     """

@@ -29,7 +29,7 @@ class SequenceRows:
         counts: Number of tokens of each sequence, int64, shape (n,); some may be zero.
         scale: Factor of every gradient.
 
-    Example:
+    Examples:
         >>> tokens = RankOne(torch.tensor([[1.0], [2.0], [4.0]]), torch.ones(3, 1))
         >>> rows = SequenceRows(tokens, torch.tensor([2, 1]), 0.5)
         >>> rows.inner(torch.ones(1, 1)).tolist(), rows.norms().tolist()
@@ -110,7 +110,7 @@ class Sequences:
         counts: Number of tokens of each sequence, int64, shape (n,).
         scale: Factor of every loss, ``n / N`` once all sequences are there.
 
-    Example:
+    Examples:
         >>> from prunesampler import SquaredError
         >>> losses, delta, hessian = SquaredError().derivatives(torch.ones(3, 1), torch.zeros(3, 1))
         >>> tokens = Measurements(delta, torch.ones(3, 1), hessian, losses)
@@ -228,7 +228,7 @@ def tokens_of(counts: Tensor, samples: Tensor) -> Tensor:
         counts: Number of tokens of each sequence, int64, shape (n,).
         samples: Which sequences.
 
-    Example:
+    Examples:
         >>> tokens_of(torch.tensor([2, 0, 3]), torch.tensor([2, 0]))
         tensor([2, 3, 4, 0, 1])
     """
@@ -244,7 +244,7 @@ def check_rank_one(measured: Measured, curvature: str) -> None:
     Raises:
         ValueError: If the samples are sequences.
 
-    Example:
+    Examples:
         >>> from prunesampler import SquaredError
         >>> losses, delta, hessian = SquaredError().derivatives(torch.ones(3, 1), torch.zeros(3, 1))
         >>> check_rank_one(Measurements(delta, torch.ones(3, 1), hessian, losses), "KroneckerCurvature")
@@ -259,7 +259,7 @@ def check_rank_one(measured: Measured, curvature: str) -> None:
 def summed_over(values: Tensor, counts: Tensor) -> Tensor:
     """Sums of consecutive values, ``counts`` at a time, shape (n,), float64.
 
-    Example:
+    Examples:
         >>> summed_over(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2, 0, 1]))
         tensor([3., 0., 3.], dtype=torch.float64)
     """

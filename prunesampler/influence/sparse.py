@@ -52,7 +52,7 @@ class SparseRows:
         inputs: The layer's inputs in half precision, as bits, uint16, shape (N, D), N at least n.
         base: Weight of ``|V_c|^2``, float32, shape (C,).
 
-    Example:
+    Examples:
         >>> rows = SparseRows(
         ...     starts=np.array([0, 1, 3]),
         ...     places=np.array([0, 1, 1], dtype=np.int32),
@@ -108,7 +108,7 @@ def halves(inputs: Tensor) -> tuple[NDArray[np.uint16], float]:
 
     Inputs that are in half precision are shared, not copied.
 
-    Example:
+    Examples:
         >>> bits, scale = halves(torch.tensor([[1.0, 2.0**17]]))
         >>> bits.view(np.float16).tolist(), scale
         ([[0.125, 16384.0]], 8.0)
@@ -132,7 +132,7 @@ def least_share(delta: Tensor) -> float:
     Args:
         delta: Gradients with respect to the outputs, shape (n, k); a few samples of them are looked at.
 
-    Example:
+    Examples:
         >>> least_share(torch.tensor([[0.9, -0.899, -0.001]]))
         0.02
     """
@@ -152,7 +152,7 @@ def significant(delta: Tensor, least: float) -> tuple[Tensor, Tensor]:
         delta: Gradients with respect to the outputs, shape (n, k).
         least: Share of the sample's largest one that an entry must have.
 
-    Example:
+    Examples:
         >>> samples, places = significant(torch.tensor([[0.9, -0.899, -0.001]]), 0.02)
         >>> places.tolist()
         [0, 1]

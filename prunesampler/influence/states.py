@@ -32,7 +32,7 @@ MOST_OUTPUTS = 2**24
 def measurement_state(measured: Measured) -> dict[str, Any]:
     """Measurements as plain tensors and numbers, which `read_measurements` reads.
 
-    Example:
+    Examples:
         >>> from prunesampler import CrossEntropy
         >>> losses, delta, hessian = CrossEntropy().derivatives(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
         >>> measured = Measurements(delta, torch.ones(3, 1), hessian, losses)
@@ -61,7 +61,7 @@ def class_labels(labels: Tensor | None, num_samples: int) -> Tensor | None:
     Raises:
         ValueError: If there is not one label of at least 0 per sample, or there is only one class.
 
-    Example:
+    Examples:
         >>> class_labels(torch.tensor([0, 2, 1, 2]), 4).tolist()
         [0, 2, 1, 2]
         >>> class_labels(torch.tensor([0, 9_000_000]), 2).tolist()
@@ -85,7 +85,7 @@ def read_name(state: Mapping[str, Any], key: str) -> str | None:
     Raises:
         ValueError: If it is something else.
 
-    Example:
+    Examples:
         >>> read_name({"layer": "fc"}, "layer"), read_name({}, "layer")
         ('fc', None)
     """
@@ -101,7 +101,7 @@ def read_constant(state: Mapping[str, Any]) -> float | None:
     Raises:
         ValueError: If it is no positive number.
 
-    Example:
+    Examples:
         >>> read_constant({"lipschitz": 1.5}), read_constant({})
         (1.5, None)
     """
@@ -119,7 +119,7 @@ def read_measurements(state: Mapping[str, Any], num_samples: int) -> Measured:
     Raises:
         ValueError: If they are incomplete or damaged, or of another number of samples.
 
-    Example:
+    Examples:
         >>> one = torch.ones(3, 1)
         >>> state = {"delta": one, "inputs": one, "losses": one[:, 0], "labels": None}
         >>> state |= {"hessian": "DiagonalHessian", "hessian_tensors": {"values": one}}
@@ -157,7 +157,7 @@ def check_counts(counts: Any, num_samples: int) -> None:
     Raises:
         ValueError: If they are not whole numbers, one per sample.
 
-    Example:
+    Examples:
         >>> check_counts(torch.tensor([3, 0]), num_samples=2)
     """
     whole = isinstance(counts, Tensor) and counts.dtype == torch.int64

@@ -46,7 +46,7 @@ were chosen were as good as those chosen with all words.
 class TopMeasurements(Measurements):
     """Measurements of the kept outputs: ``delta`` has shape (n, k), ``inputs`` are float16.
 
-    Example:
+    Examples:
         >>> from prunesampler import CrossEntropy
         >>> outputs, inputs, labels = torch.randn(3, 300), torch.randn(3, 2), torch.tensor([7, 8, 9])
         >>> losses, delta, hessian = CrossEntropy().derivatives(outputs, labels)
@@ -150,7 +150,7 @@ class TopSubset(TopMeasurements):
     Args:
         indices: The samples, int64, ascending; all other arguments are of all samples.
 
-    Example:
+    Examples:
         >>> from prunesampler import CrossEntropy
         >>> outputs, inputs, labels = torch.randn(3, 300), torch.randn(3, 2), torch.tensor([7, 8, 9])
         >>> losses, delta, hessian = CrossEntropy().derivatives(outputs, labels)
@@ -174,7 +174,7 @@ class TopSubset(TopMeasurements):
 def kept_count(outputs: int) -> int:
     """Number of outputs that are kept of each sample.
 
-    Example:
+    Examples:
         >>> kept_count(10), kept_count(1000), kept_count(50_257)
         (10, 64, 256)
     """
@@ -189,7 +189,7 @@ def kept_outputs(measured: Measured) -> Measured:
     Raises:
         ValueError: If inputs are too large for half precision.
 
-    Example:
+    Examples:
         >>> from prunesampler import SquaredError
         >>> losses, delta, hessian = SquaredError().derivatives(torch.ones(2, 1), torch.ones(2, 1))
         >>> measured = Measurements(delta, torch.ones(2, 3), hessian, losses)

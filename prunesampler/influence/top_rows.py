@@ -27,7 +27,7 @@ class TopHessian:
             shape (n,).
         width: Number C of outputs of the layer.
 
-    Example:
+    Examples:
         >>> top = TopHessian(torch.tensor([[3, 0]]).int(), torch.tensor([[0.5, 0.5]]), torch.ones(1), torch.ones(1), 4)
         >>> top.diagonal()
         tensor([[0.2500, 0.0000, 0.0000, 0.2500]])
@@ -95,7 +95,7 @@ class TopRows:
         inputs: Inputs of the layer, float16, shape (n, D).
         hessian: Knows which outputs were kept.
 
-    Example:
+    Examples:
         >>> top = TopHessian(torch.tensor([[3, 0]]).int(), torch.tensor([[0.5, 0.5]]), torch.ones(1), torch.ones(1), 4)
         >>> rows = TopRows(torch.tensor([[-0.5, 0.5]]), torch.tensor([[2.0]]).half(), top)
         >>> top.expand(rows.sum()).flatten().round().tolist()

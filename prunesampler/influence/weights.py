@@ -51,7 +51,7 @@ def kept_weights(influence: Influence, kept: Tensor, spread: float = SPREAD) -> 
     Raises:
         ValueError: If ``spread`` is not a positive number.
 
-    Example:
+    Examples:
         >>> influence = Influence.from_vectors(torch.tensor([[1.0], [2.0], [-1.0], [-2.0]]))
         >>> kept_weights(influence, torch.tensor([0, 3])).round(decimals=2)
         tensor([1.3300, 0.6700])
@@ -94,7 +94,7 @@ def ridge_weights(pull: Pull, ridge: float, start: Tensor, accuracy: float) -> T
         start: Weights to start from, shape (k,), float64.
         accuracy: Largest root mean square error of the weights that are not zero.
 
-    Example:
+    Examples:
         >>> ridge_weights(lambda w: w, 1.0, torch.ones(2).double(), accuracy=1e-6)
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
@@ -124,7 +124,7 @@ def pull_of(influence: Influence, kept: Tensor) -> Pull:
 
     Where the curvature is known by its products alone, ``H`` is the approximation that guides it.
 
-    Example:
+    Examples:
         >>> influence = Influence.from_vectors(torch.tensor([[1.0], [-1.0]]))
         >>> pull_of(influence, torch.tensor([0]))(torch.ones(1))  # (2 - 0)^2, as n is 2
         tensor([4.], dtype=torch.float64)

@@ -33,7 +33,7 @@ def require(packages: tuple[str, ...], minimum: str, extra: str) -> None:
     Raises:
         ImportError: If none is; the message holds the command that installs one.
 
-    Example:
+    Examples:
         >>> require(("torch",), "2.0", "lightning")
     """
     remedy = f'pip install "prunesampler[{extra}]"'
@@ -76,7 +76,7 @@ class HoldsPruning:
     Raises:
         ValueError: For numbers out of range, or a pruner over another number of samples.
 
-    Example:
+    Examples:
         As a base class, with the methods that the framework calls::
 
             class MyCallback(HoldsPruning, FrameworkCallback):

@@ -56,7 +56,7 @@ class PruningCallback(HoldsPruning, *BASES):  # type: ignore[misc]
     `planned_steps`, with functions not before ``configure_optimizers()``. Loggers receive the kept
     samples, the shift and the seconds of every selection.
 
-    Example:
+    Examples:
         With a loader around the sampler::
 
             pruning = PruningCallback(sampler, pruner, warmup_epochs=5)

@@ -53,7 +53,7 @@ class PruningCallback(HoldsPruning, TrainerCallback):  # type: ignore[misc]
     Every checkpoint holds the state as ``pruning.safetensors``; the Trainer's loggers receive the kept
     samples, the shift and the seconds of every selection.
 
-    Example:
+    Examples:
         With a trainer of your own that uses the sampler::
 
             class MyTrainer(PruningTrainerMixin, Trainer): ...
@@ -196,7 +196,7 @@ class TrainersCollate:
         collate: The Trainer's collator, after removal of the columns that the model does not take.
         own: Whether the collator is one of transformers, which take mappings only.
 
-    Example:
+    Examples:
         >>> TrainersCollate(lambda items: items, own=True)([(1, 2), (3, 4)])
         [tensor([1, 3]), tensor([2, 4])]
     """
@@ -213,7 +213,7 @@ class TrainersCollate:
 class PruningTrainerMixin:
     """Gives a Trainer the sampler of its `PruningCallback`.
 
-    Example:
+    Examples:
         Put it before the Trainer, and pass the callback in ``callbacks=``::
 
             class MyTrainer(PruningTrainerMixin, Trainer): ...

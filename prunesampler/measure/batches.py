@@ -27,7 +27,7 @@ def model_output(output: Any) -> Tensor:
     Raises:
         TypeError: If there is no tensor in it.
 
-    Example:
+    Examples:
         >>> model_output({"loss": None, "logits": torch.ones(2)})
         tensor([1., 1.])
     """
@@ -49,7 +49,7 @@ def run_batch(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     Raises:
         TypeError: If the batch has any other form, or the model does not take it.
 
-    Example:
+    Examples:
         >>> outputs, targets = run_batch(nn.Linear(3, 2), (torch.randn(4, 3), torch.zeros(4)))
         >>> outputs.shape, targets.shape
         (torch.Size([4, 2]), torch.Size([4]))
@@ -78,7 +78,7 @@ def targets_of(targets: Any) -> Tensor:
     Raises:
         TypeError: If they are not a tensor.
 
-    Example:
+    Examples:
         >>> targets_of(["cat", "dog"])
         Traceback (most recent call last):
         TypeError: the batch's targets are a list of str, not a tensor; number the classes in ...
@@ -147,7 +147,7 @@ def classes_in(batch: Any, size: int, width: int) -> Tensor | None:
         size: Number of samples b in it.
         width: Number of outputs C of the layer.
 
-    Example:
+    Examples:
         >>> classes_in((torch.randn(2, 3), torch.tensor([1, 0])), size=2, width=2)
         tensor([1, 0])
     """
@@ -171,7 +171,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
     Mappings become dicts, except for subclasses of dict.
 
-    Example:
+    Examples:
         >>> to_device({"x": [torch.ones(1)], "name": "a"}, torch.device("cpu"))
         {'x': [tensor([1.])], 'name': 'a'}
     """
@@ -194,7 +194,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
 def content(item: Any) -> bytes:
     """A hash of the tensors, arrays, images, numbers and texts in an item or a batch.
 
-    Example:
+    Examples:
         >>> content({"x": torch.ones(2)}) == content({"x": torch.ones(2)})
         True
     """
@@ -228,7 +228,7 @@ def _add(digest: hashlib.blake2b, item: Any) -> None:
 def outline(item: Any) -> str:
     """The label of an item and the shapes in it, which do not depend on how images are decoded.
 
-    Example:
+    Examples:
         >>> outline((torch.ones(3, 8), 1))
         '1 [[3, 8], None]'
     """
@@ -247,7 +247,7 @@ def _shapes(item: Any) -> Any:
 def label_of(item: Any) -> int | None:
     """The class of an item ``(x, y)`` or a mapping with ``labels`` or ``label``, or None.
 
-    Example:
+    Examples:
         >>> label_of({"text": "a film", "label": 1})
         1
     """

@@ -22,7 +22,7 @@ class Filling:
         size: Number of samples.
         room: Where the tensors are put.
 
-    Example:
+    Examples:
         >>> from prunesampler import SquaredError
         >>> losses, delta, hessian = SquaredError().derivatives(torch.ones(2, 1), torch.ones(2, 1))
         >>> batch, filling = Measurements(delta, torch.ones(2, 3), hessian, losses), Filling(4, Room())

@@ -67,7 +67,7 @@ class HeadGradients:
             automatically with respect to the layer's output. `TokenCrossEntropy` sums over tokens.
         keep: What is kept of the measurements of tokens; by default everything.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
         >>> measured = HeadGradients("2")(model, (torch.randn(5, 8), torch.arange(5) % 3))
         >>> measured.delta.shape, measured.inputs.shape
@@ -226,7 +226,7 @@ def check_gradient(source: HeadGradients, model: nn.Module, batch: Any) -> None:
     Raises:
         ValueError: If they differ.
 
-    Example:
+    Examples:
         >>> batch = torch.randn(5, 8), torch.arange(5) % 3
         >>> check_gradient(HeadGradients("0"), nn.Sequential(nn.Linear(8, 3)), batch)
     """

@@ -30,7 +30,7 @@ class Head:
         beside: Names of trained parameters that reach the loss without passing through the layer:
             between it and the loss, or on a way around it.
 
-    Example:
+    Examples:
         >>> Head("classifier")
         Head(name='classifier', beside=())
     """
@@ -44,7 +44,7 @@ def weight_matrix(layer: nn.Module) -> Tensor | None:
 
     A 1 x 1 convolution is a linear layer at every position, so its kernel counts as a matrix.
 
-    Example:
+    Examples:
         >>> weight_matrix(nn.Conv2d(8, 3, kernel_size=1)).shape
         torch.Size([3, 8])
     """
@@ -61,7 +61,7 @@ def as_rows(values: Tensor, layer: nn.Module) -> Tensor:
 
     P is the number of positions in each sample that the layer is applied to, 1 without any.
 
-    Example:
+    Examples:
         >>> as_rows(torch.randn(2, 8, 5, 5), nn.Conv2d(8, 3, kernel_size=1)).shape
         torch.Size([2, 25, 8])
     """
@@ -75,7 +75,7 @@ def as_rows(values: Tensor, layer: nn.Module) -> Tensor:
 def linear_output(layer: nn.Module, rows: Tensor) -> Tensor:
     """``W a + b`` for rows of shape (b, P, D), in their precision, shape (b, P, C).
 
-    Example:
+    Examples:
         >>> linear_output(nn.Linear(8, 3), torch.randn(2, 1, 8)).shape
         torch.Size([2, 1, 3])
     """
@@ -89,7 +89,7 @@ def linear_output(layer: nn.Module, rows: Tensor) -> Tensor:
 def computes_linear(layer: nn.Module, inputs: Any, output: Any) -> bool:
     """Whether a layer's output is its weight times its input plus its bias, up to rounding.
 
-    Example:
+    Examples:
         >>> layer, x = nn.Linear(8, 3), torch.randn(2, 8)
         >>> computes_linear(layer, x, layer(x)), computes_linear(layer, x, layer(x).relu())
         (True, False)
@@ -113,7 +113,7 @@ def computes_linear(layer: nn.Module, inputs: Any, output: Any) -> bool:
 def first_argument(args: tuple[Any, ...], named: dict[str, Any]) -> Any:
     """The first argument of a call, by position or by name.
 
-    Example:
+    Examples:
         >>> first_argument((), {"input": 3})
         3
     """
@@ -126,7 +126,7 @@ def check_unreduced(values: Any, size: int) -> None:
     Raises:
         ValueError: If there is not.
 
-    Example:
+    Examples:
         >>> check_unreduced(torch.ones(8), size=8)
     """
     if isinstance(values, Tensor) and values.shape == (size,):
@@ -152,7 +152,7 @@ def find_layer(model: nn.Module, head: nn.Module | str) -> tuple[str, nn.Module]
             frozen, shared, or computed from other parameters.
         TypeError: If it has no weight matrix.
 
-    Example:
+    Examples:
         >>> find_layer(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)), "2")
         ('2', Linear(in_features=4, out_features=3, bias=True))
     """
@@ -241,7 +241,7 @@ def find_head(model: nn.Module, batch: Any, losses: Losses, size: int) -> Head:
     Raises:
         ValueError: If there is no such layer, or several that cannot be told apart, or it is frozen.
 
-    Example:
+    Examples:
         >>> from prunesampler import CrossEntropy
         >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
         >>> find_head(model, (torch.randn(2, 8), torch.tensor([0, 2])), CrossEntropy(), size=2)

@@ -23,7 +23,7 @@ WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # by bytes per number;
 def unwrap(model: nn.Module) -> nn.Module:
     """The user's module inside DistributedDataParallel, DataParallel and torch.compile.
 
-    Example:
+    Examples:
         >>> unwrap(DataParallel(nn.Linear(2, 1)))
         Linear(in_features=2, out_features=1, bias=True)
     """
@@ -43,7 +43,7 @@ def model_device(model: nn.Module) -> torch.device:
         TypeError: If it is not a module.
         ValueError: If it has no parameters, is sharded, is on several devices, or holds no data.
 
-    Example:
+    Examples:
         >>> model_device(nn.Linear(2, 1))
         device(type='cpu')
     """
@@ -98,7 +98,7 @@ def fingerprint(model: nn.Module) -> bytes:
     The parameters are summed where they are, as integers, so that no order of summation matters,
     and only the sums leave the device.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 1)
         >>> before = fingerprint(model)
         >>> with torch.no_grad():
@@ -156,7 +156,7 @@ def untouched(model: nn.Module, broadcast: Callable[[Tensor], None]) -> Iterator
         broadcast: Makes a tensor equal on all ranks. Buffers (BatchNorm's statistics) differ between
             ranks until the next forward pass, and every rank would measure with its own.
 
-    Example:
+    Examples:
         >>> model = nn.Dropout().train()
         >>> with untouched(model, broadcast=lambda tensor: None):
         ...     inside = model.training
@@ -197,7 +197,7 @@ def eager() -> Iterator[None]:
     The model, a module in it, or a loss function that calls it may be compiled, so this applies to
     all compiled code. There is none unless PyTorch's compiler was imported, which takes seconds.
 
-    Example:
+    Examples:
         >>> with eager():
         ...     nn.Linear(2, 1)(torch.ones(3, 2)).shape
         torch.Size([3, 1])
@@ -211,7 +211,7 @@ def eager() -> Iterator[None]:
 def preserved_random_state() -> Iterator[None]:
     """Give the global generators of Python, NumPy, torch and CUDA their states back at the end.
 
-    Example:
+    Examples:
         >>> with preserved_random_state():
         ...     inside = torch.rand(1)
         >>> torch.equal(torch.rand(1), inside)

@@ -27,7 +27,7 @@ from prunesampler.measure.targets import (
 class Derivatives(NamedTuple):
     """Loss of every sample (n,), and its gradient (n, C) and Hessian in the outputs.
 
-    Example:
+    Examples:
         >>> found = SquaredError().derivatives(torch.tensor([[3.0]]), torch.tensor([1.0]))
         >>> found.losses, found.delta, found.hessian.total()
         (tensor([4.]), tensor([[4.]]), tensor([[2.]], dtype=torch.float64))
@@ -126,7 +126,7 @@ class CrossEntropy(_OutputLoss):
         TypeError: If the weights are not a tensor.
         ValueError: If a weight is negative or not finite.
 
-    Example:
+    Examples:
         >>> losses = CrossEntropy(label_smoothing=0.1)
         >>> losses(nn.Linear(4, 3), (torch.randn(5, 4), torch.arange(5) % 3)).shape
         torch.Size([5])
@@ -203,7 +203,7 @@ class BinaryCrossEntropy(_OutputLoss):
     Args:
         pos_weight: Weight of the positive answers, shape (C,).
 
-    Example:
+    Examples:
         >>> losses = BinaryCrossEntropy()
         >>> losses.values(torch.zeros(1), torch.ones(1))
         tensor([0.6931])
@@ -246,7 +246,7 @@ class SquaredError(_OutputLoss):
 
     Targets have the outputs' shape, or (b,) if there is one output.
 
-    Example:
+    Examples:
         >>> SquaredError().values(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]]))
         tensor([2.])
     """

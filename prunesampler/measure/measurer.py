@@ -44,7 +44,7 @@ class Measurer:
     Attributes:
         layer: Name of the layer that was measured last, or None if unknown.
 
-    Example:
+    Examples:
         >>> from torch.utils.data import TensorDataset
         >>> from prunesampler import SquaredError
         >>> from prunesampler.base.processes import LocalGroup

@@ -13,7 +13,7 @@ from torch import Tensor
 def weights_in(outputs: Tensor, leaf: Tensor, tolerance: float) -> Tensor | None:
     """Weights (b, P) with which the layer's outputs sum to the model's (b, C), or None.
 
-    Example:
+    Examples:
         >>> leaf = torch.randn(2, 4, 3, requires_grad=True)
         >>> weights_in(leaf.mean(1), leaf, 1e-3)[0]
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
@@ -34,7 +34,7 @@ def weights_in(outputs: Tensor, leaf: Tensor, tolerance: float) -> Tensor | None
 def summed(values: Tensor, weights: Tensor) -> Tensor:
     """Sum over positions of values (b, P, D) with weights (b, P), shape (b, D).
 
-    Example:
+    Examples:
         >>> summed(torch.tensor([[[1.0], [5.0]]]), torch.tensor([[0.5, 0.5]]))
         tensor([[3.]])
     """
@@ -46,7 +46,7 @@ def shares_in(by_position: Tensor, tolerance: float) -> Tensor | None:
 
     A sample's shares sum to one, or are zero if its gradient is zero.
 
-    Example:
+    Examples:
         >>> shares_in(torch.tensor([[[1.0, 2.0], [3.0, 6.0]]]), 1e-3)
         tensor([[0.2500, 0.7500]])
     """
@@ -73,7 +73,7 @@ def curvature_lines_up(
         hessian: Sum of all second derivatives over both positions, shape (b, C, C).
         tolerance: Largest relative difference.
 
-    Example:
+    Examples:
         >>> leaf = torch.ones(1, 2, 1, requires_grad=True)
         >>> def lines_up(value):  # the whole Hessian of both squares is 4
         ...     (by_position,) = torch.autograd.grad(value, leaf, create_graph=True)
@@ -92,7 +92,7 @@ def curvature_lines_up(
 def depends_on_others(values: Tensor, leaf: Tensor, tolerance: float) -> bool:
     """Whether a sample's loss depends on the layer's outputs for other samples.
 
-    Example:
+    Examples:
         >>> leaf = torch.tensor([[[1.0]], [[3.0]]], requires_grad=True)
         >>> depends_on_others(leaf[:, 0, 0], leaf, 1e-3)
         False
@@ -107,7 +107,7 @@ def depends_on_others(values: Tensor, leaf: Tensor, tolerance: float) -> bool:
 def gradient(value: Tensor, by: Tensor) -> Tensor:
     """Gradient of a scalar with respect to a tensor, zero if it does not depend on it.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([2.0], requires_grad=True)
         >>> gradient(x.square().sum(), x), gradient(torch.tensor(1.0), x)
         (tensor([4.]), tensor([0.]))
@@ -120,7 +120,7 @@ def gradient(value: Tensor, by: Tensor) -> Tensor:
 def close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
     """Whether every sample's numbers are as expected, relative to their norm.
 
-    Example:
+    Examples:
         >>> close(torch.tensor([[100.0]]), torch.tensor([[101.0]]), tolerance=0.02)
         True
     """

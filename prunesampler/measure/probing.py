@@ -26,7 +26,7 @@ COLLATIONS = 3
 def explained() -> Iterator[None]:
     """Add a note to errors inside that says where they happened (from Python 3.11 on).
 
-    Example:
+    Examples:
         >>> try:
         ...     with explained():
         ...         raise ValueError("labels are out of range")
@@ -64,7 +64,7 @@ def probe(dataset: Dataset[Any], reading: Reading, group: Group) -> str:
     Raises:
         RuntimeError: If the ranks hold different samples, or one of them failed.
 
-    Example:
+    Examples:
         >>> from prunesampler.base.processes import LocalGroup
         >>> first, second = ([([1.0], label) for label in labels] for labels in ((0, 1), (1, 0)))
         >>> probe(first, Reading(), LocalGroup()) == probe(second, Reading(), LocalGroup())
@@ -94,7 +94,7 @@ def check_collate(dataset: Dataset[Any], reading: Reading) -> None:
     Raises:
         ValueError: If it does not, as with mixup, cutmix and random masking, or if it sorts them.
 
-    Example:
+    Examples:
         >>> check_collate([(1.0, 0), (2.0, 1)], Reading())
     """
     collate_fn, items = reading.collate_fn, reading.items(dataset, spread(dataset_size(dataset), 4))
@@ -115,7 +115,7 @@ def check_unsorted(dataset: Dataset[Any], reading: Reading) -> None:
     Raises:
         ValueError: If it makes the same batch whatever their order.
 
-    Example:
+    Examples:
         >>> check_unsorted([(1.0, 0), (2.0, 1)], Reading())
     """
     collate_fn, items = reading.collate_fn, reading.items(dataset, spread(dataset_size(dataset), 4))
@@ -135,7 +135,7 @@ def check_loader(loader: Any) -> None:
     Raises:
         ValueError: If its collate function sorts them.
 
-    Example:
+    Examples:
         >>> from torch.utils.data import DataLoader
         >>> check_loader(DataLoader(range(6), batch_size=2))
     """
@@ -160,7 +160,7 @@ def check_same_labels(training_set: Any, score_dataset: Any, reading: Reading) -
         score_dataset: The dataset that is measured.
         reading: How to read both.
 
-    Example:
+    Examples:
         >>> import warnings
         >>> with warnings.catch_warnings(record=True) as caught:
         ...     warnings.simplefilter("always")

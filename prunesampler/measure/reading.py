@@ -31,7 +31,7 @@ class Grid:
         rank: Rank of this process.
         world: Number of processes W.
 
-    Example:
+    Examples:
         >>> list(Grid(range(7), batch_size=2, rank=1, world=2))
         [[2, 3], [6]]
     """
@@ -65,7 +65,7 @@ class Reading:
     Raises:
         ValueError: If the batch size is below one, or the number of workers below zero.
 
-    Example:
+    Examples:
         >>> with Reading(batch_size=2).batches([10, 20, 30], Grid(range(3), 2)) as batches:
         ...     list(batches)
         [tensor([10, 20]), tensor([30])]
@@ -140,7 +140,7 @@ class Reading:
 def copied(items: list[Any]) -> list[Any]:
     """A copy of items to work on, or the same items if they cannot be copied.
 
-    Example:
+    Examples:
         >>> items = [[1, 2]]
         >>> copied(items)[0].pop(), items
         (2, [[1, 2]])
@@ -158,7 +158,7 @@ def copied(items: list[Any]) -> list[Any]:
 def spread(size: int, count: int) -> list[int]:
     """At most ``count`` indices, evenly spaced from the first sample to the last, ascending.
 
-    Example:
+    Examples:
         >>> spread(101, 3)
         [0, 50, 100]
     """

@@ -26,7 +26,7 @@ class ScoredSet:
         TypeError: For anything but a map-style dataset.
         ValueError: For an empty dataset.
 
-    Example:
+    Examples:
         >>> data = ScoredSet([(1.0, 0), (2.0, 1)])
         >>> data.meet("select", Reading()).world
         1

@@ -35,7 +35,7 @@ class Tap:
         bias: Whether the layer has a bias.
         rounded: Whether the rest of the network computes in sixteen bits.
 
-    Example:
+    Examples:
         >>> layer = nn.Linear(4, 2)
         >>> with attached(layer, Tap("head")) as tap:
         ...     loss = layer(torch.randn(8, 4)).square().sum()
@@ -126,7 +126,7 @@ class Tap:
 def attached(layer: nn.Module, tap: Tap) -> Iterator[Tap]:
     """Hook a layer for one forward pass, in which nothing before the layer needs gradients.
 
-    Example:
+    Examples:
         >>> layer = nn.Linear(4, 2)
         >>> with attached(layer, Tap("head")) as tap:
         ...     outputs = layer(torch.randn(8, 4))

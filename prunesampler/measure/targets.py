@@ -19,7 +19,7 @@ def checked_classes(outputs: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: If outputs or targets have another form, or a class is out of range.
 
-    Example:
+    Examples:
         >>> checked_classes(torch.randn(2, 3), torch.tensor([0, 3]))
         Traceback (most recent call last):
         ValueError: labels [3] are out of range: the layer has 3 outputs, so labels are 0 to 2; ...
@@ -93,7 +93,7 @@ def check_class_weights(weight: Tensor) -> None:
         TypeError: If they are not a tensor.
         ValueError: If they have another shape, or one is negative or not finite.
 
-    Example:
+    Examples:
         >>> check_class_weights(torch.tensor([1.0, -2.0]))
         Traceback (most recent call last):
         ValueError: the weight of class 1 is -2: the loss would not be convex; give weight= numbers ...
@@ -121,7 +121,7 @@ def check_weight_per_class(weight: Tensor, outputs: Tensor) -> None:
     Raises:
         ValueError: If there is not.
 
-    Example:
+    Examples:
         >>> check_weight_per_class(torch.ones(2), torch.randn(5, 3))
         Traceback (most recent call last):
         ValueError: there are 2 class weights, but the layer has 3 outputs; give weight= one number ...
@@ -139,7 +139,7 @@ def matched(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: If there is not one target per output.
 
-    Example:
+    Examples:
         >>> matched(torch.zeros(2, 1), torch.tensor([0, 1]))[1]
         tensor([[0.],
                 [1.]])

@@ -40,7 +40,7 @@ class TokenCrossEntropy:
         shift: Whether the target of a token is the label of the next one, as with the causal language
             models of transformers, whose labels are their inputs.
 
-    Example:
+    Examples:
         >>> losses = TokenCrossEntropy()
         >>> model = nn.Linear(4, 3)  # three tags
         >>> losses(model, (torch.randn(5, 7, 4), torch.randint(0, 3, (5, 7)))).shape

@@ -47,7 +47,7 @@ def undisturbed(reader: Any) -> Iterator[None]:
     Args:
         reader: A dataset or a collate function.
 
-    Example:
+    Examples:
         >>> dataset = SimpleNamespace(file=None, random=random.Random(0))
         >>> with undisturbed(dataset):
         ...     dataset.file, number = sys.stdin, dataset.random.random()

@@ -30,7 +30,7 @@ class Bar:
         parts: Its pieces from left to right: the look of each, and its length as a share of the width.
         shown: A shorter name to show, with the whole one in a tooltip; by default the name's beginning.
 
-    Example:
+    Examples:
         >>> Bar("cat", "60 % of 50", (("kept", 0.6),)).value
         '60 % of 50'
     """
@@ -49,7 +49,7 @@ def bars(rows: Sequence[Bar], alternative: str, mark: float | None = None) -> st
         alternative: What one sees, for those who do not.
         mark: Place of a line across all bars to compare them with, as a share of the width, or None.
 
-    Example:
+    Examples:
         >>> bars([Bar("cat", "60 %", (("kept", 0.6),))], "60 % of the cats are kept").count("<rect")
         2
     """
@@ -82,7 +82,7 @@ def meter(
         zones: From left to right the look of each, where it ends, and its name.
         alternative: What one sees, for those who do not.
 
-    Example:
+    Examples:
         >>> zones = [("poor", 0.8, "costs"), ("good", 1.0, "pays")]
         >>> meter(0.9, 0.5, 1.0, zones, "0.9 of 1").count("<circle")
         1
@@ -114,7 +114,7 @@ class Group:
         look: Class that the style sheet gives a colour.
         values: The numbers, shape (k,); those that are not finite are left out.
 
-    Example:
+    Examples:
         >>> Group("kept", "kept", np.array([1.0, math.nan])).finite().tolist()
         [1.0]
     """
@@ -139,7 +139,7 @@ def histogram(upper: Group, lower: Group, alternative: str) -> str:
     Raises:
         ValueError: If neither group has a finite number.
 
-    Example:
+    Examples:
         >>> groups = Group("kept", "kept", np.array([1.0, 2.0])), Group("pruned", "pruned", np.array([0.1]))
         >>> histogram(*groups, "the kept are larger").count("<rect")
         3
@@ -186,7 +186,7 @@ class Axis:
         edges: Edges of the bins, ascending, shape (BINS + 1,).
         powers: Whether equal steps are equal ratios.
 
-    Example:
+    Examples:
         >>> Axis.over(np.array([0.0, 0.5, 1.0])).place(0.5)
         0.5
     """

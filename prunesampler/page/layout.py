@@ -22,7 +22,7 @@ class Card:
         value: The number, as text.
         note: What to hold it against, one sentence or none.
 
-    Example:
+    Examples:
         >>> Card("kept", "60 %").note
         ''
     """
@@ -41,7 +41,7 @@ class Chart:
         drawing: SVG of `prunesampler.page.charts`; the only text that is not escaped.
         caption: What one sees, in whole sentences.
 
-    Example:
+    Examples:
         >>> Chart("Kept share", "<svg></svg>", "Half of them are kept.").title
         'Kept share'
     """
@@ -59,7 +59,7 @@ class Tile:
         pictures: What is shown of each, and the alternative text of its image.
         facts: Names and values below them.
 
-    Example:
+    Examples:
         >>> Tile(((Picture("a text"), "sample 3"),), (("label", "cat"),)).facts
         (('label', 'cat'),)
     """
@@ -81,7 +81,7 @@ class Section:
         tiles: A gallery.
         facts: A list of names and values.
 
-    Example:
+    Examples:
         >>> Section("headroom", "Headroom", ("Unknown.",)).tiles
         ()
     """
@@ -114,7 +114,7 @@ class Page:
         sections: Its parts.
         missing: What would have been shown with more arguments, one sentence or none.
 
-    Example:
+    Examples:
         >>> page = Page("Selection", ("", "60 %", " stay"), (), (), "")
         >>> "<em>60 %</em> stay" in render(page)
         True
@@ -133,7 +133,7 @@ def check_tools() -> None:
     Raises:
         ImportError: If jinja2 or Pillow is not, with the command that installs them.
 
-    Example:
+    Examples:
         >>> check_tools()
     """
     try:
@@ -152,7 +152,7 @@ def render(page: Page) -> str:
     Raises:
         ImportError: If jinja2 or Pillow is not installed.
 
-    Example:
+    Examples:
         >>> text = render(Page("<b>", ("one",), (), ()))
         >>> "<title>&lt;b&gt;" in text, "<b>" in text
         (True, False)

@@ -39,7 +39,7 @@ class Picture:
         tiny: Whether the image has few pixels, to be shown as squares.
         remark: What is unusual about it, or nothing.
 
-    Example:
+    Examples:
         >>> Picture("a text").image
         ''
     """
@@ -57,7 +57,7 @@ def picture(item: Any) -> Picture:
         item: A sample: an image as tensor, array (channels first or last) or of Pillow, a text, numbers, or a
             mapping of such. Of a tuple or a list the first part is shown, for the others are labels.
 
-    Example:
+    Examples:
         >>> picture(("a text", 3)).text, picture(object()).text
         ('a text', 'object')
         >>> picture((torch.rand(3, 8, 8), 3)).image[:22]
@@ -72,7 +72,7 @@ def picture(item: Any) -> Picture:
 def kind(value: Any) -> str:
     """Type and shape of a value, which is what is told of one that cannot be drawn.
 
-    Example:
+    Examples:
         >>> kind(torch.zeros(2, 3, 4, 5)), kind([1, 2])
         ('Tensor of shape 2 × 3 × 4 × 5, torch.float32', 'list of length 2')
     """
@@ -209,7 +209,7 @@ def pixels(array: NDArray[Any]) -> tuple[NDArray[np.uint8], int]:
     Bytes stay as they are, and numbers from 0 to 1 become 0 to 255. All others, as normalised images have them,
     are stretched from the least to the largest.
 
-    Example:
+    Examples:
         >>> pixels(np.array([[0.0, 1.0]]))[0].tolist(), pixels(np.array([[-2.0, np.nan, 2.0]]))[0].tolist()
         ([[0, 255]], [[0, 0, 255]])
     """

@@ -16,7 +16,7 @@ def drawing(marks: Iterable[str], alternative: str, height: float) -> str:
         alternative: What one sees, for those who do not.
         height: In pixels.
 
-    Example:
+    Examples:
         >>> drawing([], "nothing", 10)
         '<svg class="chart" role="img" aria-label="nothing" width="100%" height="10"></svg>'
     """
@@ -38,7 +38,7 @@ def box(left: float, top: float, width: float, height: float, look: str, tooltip
         look: Class that the style sheet gives a colour.
         tooltip: Text that a pointer shows.
 
-    Example:
+    Examples:
         >>> box(0.25, 3, 0.5, 10, "kept")
         '<rect class="kept" x="25%" y="3" width="50%" height="10"></rect>'
     """
@@ -51,7 +51,7 @@ def box(left: float, top: float, width: float, height: float, look: str, tooltip
 def line(left: float, top: float, right: float, bottom: float, look: str) -> str:
     """A line; left and right are shares of the width, top and bottom pixels.
 
-    Example:
+    Examples:
         >>> line(0, 5, 1, 5, "axis")
         '<line class="axis" x1="0%" y1="5" x2="100%" y2="5"></line>'
     """
@@ -74,7 +74,7 @@ def words(
         width: Letters that are shown at most.
         instead: A shorter text to show, by default the beginning of the text.
 
-    Example:
+    Examples:
         >>> words(1, 12, "<b>", "quiet")
         '<text class="quiet" x="100%" y="12" text-anchor="end">&lt;b&gt;</text>'
     """
@@ -90,7 +90,7 @@ def words(
 def dot(left: float, top: float, look: str) -> str:
     """A round mark; left is a share of the width, top in pixels.
 
-    Example:
+    Examples:
         >>> dot(0.5, 8, "mark")
         '<circle class="mark" cx="50%" cy="8" r="7"></circle>'
     """

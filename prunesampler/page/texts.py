@@ -15,7 +15,7 @@ WIDE = "WF"
 def clean(text: str) -> str:
     """A text without what neither HTML nor XML can hold, and on one line.
 
-    Example:
+    Examples:
         >>> clean("one" + chr(10) + "line" + chr(0))
         'one line�'
     """
@@ -35,7 +35,7 @@ def _cleaned(character: str) -> str:
 def whole(text: str) -> str:
     """A text for a tooltip, cut only where it would fill the page.
 
-    Example:
+    Examples:
         >>> whole("cat"), len(whole("cat" * 10**6))
         ('cat', 5000)
     """
@@ -45,7 +45,7 @@ def whole(text: str) -> str:
 def short(text: str, width: int) -> str:
     """A text cut to about so many Latin letters, with an ellipsis where something is missing.
 
-    Example:
+    Examples:
         >>> short("a class", 10), short("a class with a long name", 10)
         ('a class', 'a class w…')
     """
@@ -61,7 +61,7 @@ def short(text: str, width: int) -> str:
 def count(number: int) -> str:
     """A whole number with its thousands apart.
 
-    Example:
+    Examples:
         >>> count(50000)
         '50,000'
     """
@@ -71,7 +71,7 @@ def count(number: int) -> str:
 def figure(number: float | None) -> str:
     """A number with three digits, or that it is unknown.
 
-    Example:
+    Examples:
         >>> figure(0.012345), figure(2345.6), figure(float("nan"))
         ('0.0123', '2,346', 'unknown')
     """
@@ -85,7 +85,7 @@ def figure(number: float | None) -> str:
 def percent(share: float) -> str:
     """A share in per cent, as exact as a reader can use it, with a space that does not break.
 
-    Example:
+    Examples:
         >>> [percent(share).replace(chr(160), " ") for share in (0.42, 0.0123, 0.9999, 0.0)]
         ['42 %', '1.2 %', '99.99 %', '0 %']
     """
@@ -104,7 +104,7 @@ def percent(share: float) -> str:
 def listed(parts: Iterable[str]) -> str:
     """Parts of a sentence as English joins them.
 
-    Example:
+    Examples:
         >>> listed(["copies"]), listed(["copies", "suspects", "junk"])
         ('copies', 'copies, suspects and junk')
     """
@@ -115,7 +115,7 @@ def listed(parts: Iterable[str]) -> str:
 def sentence(text: str) -> str:
     """A remark as a sentence of its own.
 
-    Example:
+    Examples:
         >>> sentence("none: look at Target(wanted)")
         'None: look at Target(wanted).'
     """

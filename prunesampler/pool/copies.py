@@ -52,7 +52,7 @@ def copies(features: Tensor, similar: float) -> Tensor:
         ValueError: If all features are the same, there are more than a million samples, or ``similar`` is
             out of range.
 
-    Example:
+    Examples:
         >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.01], [-1.0, -1.0]])
         >>> copies(features, similar=0.99).tolist()
         [0, -1, 0, -1]
@@ -152,7 +152,7 @@ def originals(features: Tensor, groups: Tensor, doubt: Tensor, similar: float) -
         doubt: How little each sample's label is believed, shape (n,).
         similar: Least cosine of near copies.
 
-    Example:
+    Examples:
         >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.01], [-1.0, -1.0]])
         >>> originals(features, copies(features, 0.99), torch.tensor([0.9, 0.0, 0.1, 0.0]), 0.99).tolist()
         [2, 1, 2, 3]

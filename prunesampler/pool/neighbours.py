@@ -30,7 +30,7 @@ def directions(features: Tensor) -> Tensor:
     Raises:
         ValueError: If all samples have the same features.
 
-    Example:
+    Examples:
         >>> directions(torch.tensor([[1.0, 5.0], [3.0, 5.0]])).tolist()
         [[-1.0, 0.0], [1.0, 0.0]]
     """
@@ -62,7 +62,7 @@ def unusual(features: Tensor) -> float:
         ValueError: If all features are the same, samples are too few, or so near each other that single
             precision cannot tell.
 
-    Example:
+    Examples:
         >>> 0.9 < unusual(torch.randn(200, 64)) < 0.96
         True
     """
@@ -107,7 +107,7 @@ def repeats(features: Tensor) -> tuple[Tensor, Tensor]:
         Number of the group of repeats that each is in, or -1, int64, shape (n,), and the first sample of each
         kind, int64, ascending.
 
-    Example:
+    Examples:
         >>> repeats(torch.tensor([[1.0], [2.0], [1.0]]))
         (tensor([ 0, -1,  0]), tensor([0, 1]))
     """
@@ -120,7 +120,7 @@ def repeats(features: Tensor) -> tuple[Tensor, Tensor]:
 def joined(groups: Tensor, more: Tensor) -> Tensor:
     """Groups, and further ones of samples that are in none of them; by number, shape (n,).
 
-    Example:
+    Examples:
         >>> joined(torch.tensor([0, -1, -1, 0]), torch.tensor([-1, 0, 0, -1])).tolist()
         [0, 1, 1, 0]
     """
@@ -148,7 +148,7 @@ def numbered(roots: Tensor) -> Tensor:
     Args:
         roots: The first sample of the group of each, int64, shape (n,).
 
-    Example:
+    Examples:
         >>> numbered(torch.tensor([0, 1, 0])).tolist()
         [0, -1, 0]
     """

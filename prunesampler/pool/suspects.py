@@ -26,7 +26,7 @@ def suspects(probabilities: Tensor, labels: Tensor, times: float = TIMES) -> tup
     Raises:
         ValueError: If ``times`` is below 1, or a label has no probability.
 
-    Example:
+    Examples:
         >>> import torch
         >>> p = torch.tensor([[0.9, 0.1], [0.95, 0.05], [0.4, 0.6]])
         >>> indices, sure = suspects(p, torch.tensor([0, 1, 0]))

@@ -63,7 +63,7 @@ class Doubts:
 
         Source of the estimate: Storey, "A direct approach to false discovery rates", JRSS B 2002.
 
-        Example:
+        Examples:
             >>> like, junk = torch.linspace(0, 1, 400), torch.linspace(2, 3, 100)
             >>> found = Doubts(torch.cat([like, junk]), torch.linspace(0, 1, 401), torch.zeros(500) > 0)
             >>> len(found.off_target()), int(found.off_target().min())
@@ -89,7 +89,7 @@ def doubts(pool: Measured, wanted: Measured, believed: Tensor) -> Doubts:
         ValueError: For losses without classes, labels that are not known, or wanted samples of one class only or
             of another layer.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget, InfluencePruner
         >>> x = torch.randn(90, 4, generator=torch.Generator().manual_seed(0))
         >>> data = [(row, int(row[:3].argmax())) for row in x[:80]] + [(row, 0) for row in x[80:]]

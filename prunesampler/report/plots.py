@@ -20,7 +20,7 @@ def plot_frontier(frontier: Frontier, path: str | os.PathLike[str]) -> None:
     Raises:
         ImportError: If matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> from prunesampler import Budget, Selection
         >>> known = {"metadata": {"random_shift": 2.0}, "curvature_share": 0.9}
@@ -51,7 +51,7 @@ def plot_headroom(headrooms: Sequence[float], path: str | os.PathLike[str]) -> N
     Raises:
         ImportError: If matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> plot_headroom([0.6, 0.8, 0.92], os.path.join(tempfile.mkdtemp(), "headroom.png"))
     """

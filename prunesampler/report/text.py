@@ -21,7 +21,7 @@ STAGES = ("measuring", "curvature", "solving", "certificate")
 def tell(text: str, progress: bool) -> None:
     """Write a text to the terminal if progress bars are shown there, otherwise to the log.
 
-    Example:
+    Examples:
         >>> tell("kept 4 of 6 samples", progress=False)  # INFO of the logger "prunesampler"
     """
     if progress:
@@ -39,7 +39,7 @@ def summary(epoch: int, selection: Selection, seconds: float, epoch_seconds: flo
         seconds: Number of seconds that selecting took in all.
         epoch_seconds: Number of seconds that the epoch before it took, or None.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from prunesampler import Budget
         >>> selection = Selection(torch.tensor([1, 4]), 6, 0.5, 0.6, None, Budget(count=2))
@@ -92,7 +92,7 @@ def figures(selection: Selection, seconds: float) -> dict[str, float]:
         selection: Selection to describe.
         seconds: Number of seconds that selecting took in all.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from prunesampler import Budget
         >>> selection = Selection(torch.tensor([1, 4]), 6, 0.5, 0.6, None, Budget(count=2))

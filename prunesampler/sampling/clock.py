@@ -32,7 +32,7 @@ class EpochClock:
         restored: whether a state was loaded.
         begun: number of passes that have begun.
 
-    Example:
+    Examples:
         >>> clock = EpochClock()
         >>> clock.end(clock.begin())  # a whole pass moves the epoch on
         >>> clock.epoch

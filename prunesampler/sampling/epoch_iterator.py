@@ -43,7 +43,7 @@ class EpochIterator(itertools.chain):  # type: ignore[type-arg]
         ended: Function called once, at the end of the pass, with its epoch and the number of
             indices that were left when the kept set changed, 0 if it did not.
 
-    Example:
+    Examples:
         >>> steps = EpochIterator([4, 2, 7], 0, EpochClock(), lambda *_: None)
         >>> next(steps)
         4

@@ -35,7 +35,7 @@ class HandedOut:
     Raises:
         ValueError: If the loader does not draw from the sampler, or its batches are made elsewhere.
 
-    Example:
+    Examples:
         >>> from torch.utils.data import DataLoader
         >>> sampler = InfluencePrunedSampler(range(5), shuffle=False)
         >>> loader = DataLoader(range(5), batch_size=2, sampler=sampler)
@@ -150,7 +150,7 @@ def check_drawn(sampler: InfluencePrunedSampler, loader: Any) -> None:
     Raises:
         ValueError: If it does not.
 
-    Example:
+    Examples:
         >>> from torch.utils.data import DataLoader
         >>> sampler = InfluencePrunedSampler(range(6))
         >>> check_drawn(sampler, DataLoader(range(6), batch_size=2, sampler=sampler))
@@ -192,7 +192,7 @@ def check_drawn(sampler: InfluencePrunedSampler, loader: Any) -> None:
 def draws_from_ours(loader: Any) -> bool:
     """Whether a loader draws from an `InfluencePrunedSampler`, through whatever wrappers.
 
-    Example:
+    Examples:
         >>> from torch.utils.data import DataLoader
         >>> draws_from_ours(DataLoader(range(6), shuffle=True))
         False
@@ -209,7 +209,7 @@ def batches_of(loader: Any, indices: list[int]) -> list[list[int]]:
         loader: A loader that draws from an `InfluencePrunedSampler`.
         indices: Indices of the pass, in their order.
 
-    Example:
+    Examples:
         >>> from torch.utils.data import DataLoader
         >>> loader = DataLoader(range(6), batch_size=4, sampler=InfluencePrunedSampler(range(6)))
         >>> batches_of(loader, [5, 3, 0, 1, 2])

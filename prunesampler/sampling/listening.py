@@ -17,7 +17,7 @@ Begun = Callable[[list[int], EpochIterator], None]
 class Listening:
     """Tells of passes that begin, and counts those that end while the callback is not called.
 
-    Example:
+    Examples:
         >>> listening, heard = Listening(), []
         >>> listening.tell(lambda indices, steps: heard.append(indices))
         >>> listening.pass_begins([3, 1], ...)

@@ -33,7 +33,7 @@ def replace_sampler(loader: DataLoader[Any], sampler: InfluencePrunedSampler) ->
         ValueError: If the loader has a sampler of its own, another dataset length, or drops its
             last batch while fewer samples are kept than a batch has.
 
-    Example:
+    Examples:
         >>> sampler = InfluencePrunedSampler(range(6))
         >>> loader = replace_sampler(DataLoader(range(6), batch_size=2, shuffle=True), sampler)
         >>> sampler.restrict([0, 2, 5])
@@ -95,7 +95,7 @@ def _check_replaceable(loader: DataLoader[Any]) -> None:
 def sampler_of(loader: Any) -> Any:
     """The innermost sampler of a loader, beneath the batch samplers that frameworks put around it.
 
-    Example:
+    Examples:
         >>> sampler = InfluencePrunedSampler(range(6))
         >>> sampler_of(DataLoader(range(6), batch_size=2, sampler=sampler)) is sampler
         True
@@ -113,7 +113,7 @@ def sampler_of(loader: Any) -> Any:
 def loaders_in(nested: Any) -> list[Any]:
     """All loaders in nested lists and mappings.
 
-    Example:
+    Examples:
         >>> loaders_in({"a": 1, "b": [2, (3,)]})  # anything else counts as a loader
         [1, 2, 3]
     """
@@ -127,7 +127,7 @@ def loaders_in(nested: Any) -> list[Any]:
 def drops_last(loader: Any) -> bool:
     """Whether a loader, or a batch sampler in it, is set to leave out a smaller last batch.
 
-    Example:
+    Examples:
         >>> drops_last(DataLoader(range(6), batch_size=4, drop_last=True))
         True
     """
@@ -139,7 +139,7 @@ def drops_last(loader: Any) -> bool:
 def batch_size_of(loader: Any) -> int | None:
     """Number of samples in a loader's batch over all processes, or None where it is unknown.
 
-    Example:
+    Examples:
         >>> batch_size_of(DataLoader(range(6), batch_size=4))
         4
     """
@@ -159,7 +159,7 @@ def check_batches(model: nn.Module, loader: Any, kept: int) -> None:
     Raises:
         ValueError: If there would be no batch at all.
 
-    Example:
+    Examples:
         >>> loader = DataLoader(range(6), batch_size=2, sampler=InfluencePrunedSampler(range(6)))
         >>> check_batches(nn.Linear(4, 3), loader, kept=4)
     """
@@ -194,7 +194,7 @@ def check_batches(model: nn.Module, loader: Any, kept: int) -> None:
 def smaller_than_batch(kept: int, batch: int) -> str:
     """The warning for pruned epochs that have fewer samples than a batch.
 
-    Example:
+    Examples:
         >>> smaller_than_batch(10, 16).partition(":")[0]
         'the 10 kept samples are fewer than a batch of 16'
     """

@@ -66,7 +66,7 @@ class InfluencePrunedSampler(Sampler[int]):
         TypeError: For anything but a map-style dataset.
         ValueError: For an empty dataset or an argument out of range.
 
-    Example:
+    Examples:
         >>> sampler = InfluencePrunedSampler(range(6), seed=1)
         >>> sampler.restrict([0, 2, 5])
         >>> len(sampler), sorted(sampler)

@@ -17,7 +17,7 @@ def check_objects(
         TypeError: If an argument is of another kind; None is accepted for all but ``budget`` and
             ``objective``.
 
-    Example:
+    Examples:
         >>> from prunesampler import ExactCurvature, KeepHead
         >>> check_objects(Budget(count=2), None, ExactCurvature(), None, KeepHead())
     """

@@ -51,7 +51,7 @@ class Audit:
         labels: Class of each sample as the loss took it, int64, shape (n,), or None if unknown; it is what
             suspects are suspect of.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget, InfluencePruner
         >>> data = [(torch.randn(16), i % 3) for i in range(60)]
         >>> pruner = InfluencePruner(data + data[:2], budget=Budget(count=9), progress=False)
@@ -153,7 +153,7 @@ class Audit:
             ValueError: If the dataset has another number of samples.
             ImportError: If jinja2 or Pillow is not installed.
 
-        Example:
+        Examples:
             >>> import tempfile
             >>> from prunesampler import Budget, InfluencePruner
             >>> data = [(torch.randn(16), i % 3) for i in range(60)]

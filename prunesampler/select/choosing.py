@@ -37,7 +37,7 @@ def choose_together(scores: Scores | None, choose: Chooser, name: str, shown: bo
     Raises:
         RuntimeError: If rank 0 failed, or the kept sets differ.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from prunesampler import Budget
         >>> found = Selection(torch.tensor([1, 3]), 5, 0.1, 0.1, None, Budget(count=2))

@@ -56,7 +56,7 @@ class Estimate:
         seconds: Seconds of ``measuring`` (0 if unknown), ``curvature``, ``solving`` and
             ``certificate``. They are within a factor of two or so.
 
-    Example:
+    Examples:
         >>> seconds = {"measuring": 60.0, "curvature": 2.0, "solving": 1.5, "certificate": 5.0}
         >>> str(Estimate(50_000, 50_787, "BlockCurvature", 2**28, 0, 2**29, seconds))[:77]
         'a selection takes about 68 s (measuring 60, curvature 2, solving 1.5, certifi'
@@ -134,7 +134,7 @@ class Announced:
         on_disk: Whether the measurements go to a disk.
         say: Called with a sentence if a selection takes long, or much memory.
 
-    Example:
+    Examples:
         >>> from prunesampler import SquaredError
         >>> from prunesampler.influence.measurements import Measurements
         >>> losses, delta, hessian = SquaredError().derivatives(torch.ones(2, 1), torch.ones(2, 1))
@@ -200,7 +200,7 @@ def check_room(batch: Measured, num_samples: int, curvature: Curvature, *, on_di
 def bytes_per_sample(batch: Measured) -> int:
     """Bytes that the measurements of a sample take, on average.
 
-    Example:
+    Examples:
         >>> from prunesampler import SquaredError
         >>> from prunesampler.influence.measurements import Measurements
         >>> losses, delta, hessian = SquaredError().derivatives(torch.ones(2, 1), torch.ones(2, 1))

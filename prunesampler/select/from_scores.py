@@ -32,7 +32,7 @@ class AnswersFromScores:
         budget: how much to prune.
         progress: whether progress is shown in the terminal.
 
-    Example:
+    Examples:
         >>> from prunesampler import InfluencePruner
         >>> issubclass(InfluencePruner, AnswersFromScores)
         True
@@ -71,7 +71,7 @@ class AnswersFromScores:
             ValueError: If they are of another dataset, of another curvature than one that was given to this
                 pruner, hold no or other wanted samples than the objective needs, or the budget cannot be met.
 
-        Example:
+        Examples:
             >>> import torch
             >>> from prunesampler import InfluencePruner
             >>> data = [(torch.randn(4), i % 3) for i in range(60)]

@@ -26,7 +26,7 @@ class Frontier:
     Args:
         selections: Selections from the same scores, by ascending fraction.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from prunesampler import Budget
         >>> known = {"metadata": {"random_shift": 2.0}, "curvature_share": 0.9}

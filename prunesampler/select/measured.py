@@ -49,7 +49,7 @@ class Measures:
         labels: Class of each sample, int64, shape (n,), or None.
         influence: Influence of the samples.
 
-    Example:
+    Examples:
         >>> vectors = torch.tensor([[1.0], [-1.0]])
         >>> len(Measures(torch.ones(2), None, Influence.from_vectors(vectors)).errors)
         2
@@ -152,7 +152,7 @@ def influence_norms(
     Returns:
         Indices, int64, shape (k,), ascending, and norms, float64, shape (k,).
 
-    Example:
+    Examples:
         >>> influence = Influence.from_vectors(torch.tensor([[1.0], [-1.0], [3.0], [-3.0]]))
         >>> influence_norms(influence)[1].tolist()
         [1.0, 1.0, 3.0, 3.0]

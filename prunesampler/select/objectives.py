@@ -36,7 +36,7 @@ class Objective:
         wanted: further samples, in the form of the scored ones, that are measured for every
             selection because the objective needs them; or None.
 
-    Example:
+    Examples:
         >>> import torch
         >>> class OldestFirst(Objective):
         ...     def __init__(self, years):
@@ -94,7 +94,7 @@ class KeepHead(Objective):
             parameters are scaled. Epsilon and reported shifts are in its units; the set for a
             fraction is the same with both.
 
-    Example:
+    Examples:
         >>> from prunesampler import loss_distance
         >>> KeepHead(metric=loss_distance).shift
         True
@@ -117,7 +117,7 @@ class Price(Objective):
     Raises:
         ValueError: For a weight below zero or not finite.
 
-    Example:
+    Examples:
         >>> from prunesampler import costs
         >>> Price(costs.el2n, weight=0.5).shift, Price(costs.el2n, shift=False).shift
         (True, False)
@@ -169,7 +169,7 @@ class Target(Objective):
         TypeError: For anything but a map-style dataset.
         ValueError: For an empty dataset.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch.utils.data import TensorDataset
         >>> good = TensorDataset(torch.randn(20, 4), torch.arange(20) % 3)
@@ -220,7 +220,7 @@ class WantedLoss(Objective):
         TypeError: For anything but a map-style dataset.
         ValueError: For an empty dataset, or a weight below zero or not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch.utils.data import TensorDataset
         >>> good = TensorDataset(torch.randn(20, 4), torch.arange(20) % 3)
@@ -254,7 +254,7 @@ def wanted_loss(scores: Scores) -> Tensor:
     Raises:
         ValueError: If the scores hold no wanted samples.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from prunesampler import Budget, InfluencePruner, WantedLoss
         >>> data = [(torch.randn(4), i % 3) for i in range(60)]
@@ -275,7 +275,7 @@ def standardised(prices: Tensor, *, weight: float) -> Tensor:
 
     The result does not depend on the unit of the prices, and is zero when all are equal.
 
-    Example:
+    Examples:
         >>> import torch
         >>> standardised(torch.tensor([1.0, 1.0, 1.0]), weight=0.5).tolist()
         [0.0, 0.0, 0.0]

@@ -25,7 +25,7 @@ def older(ages: Tensor, pruned: Tensor) -> Tensor:
         ages: Ages before the draw, int64, shape (n,); zeros at first.
         pruned: Indices that the draw left out.
 
-    Example:
+    Examples:
         >>> older(torch.tensor([0, 2, -1]), torch.tensor([1])).tolist()
         [-1, 3, -2]
     """
@@ -45,7 +45,7 @@ def rotated(problem: Problem, ages: Tensor) -> Constraints:
         problem: Influence and limits, not yet rotated.
         ages: Ages of all samples, see :func:`older`.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget, Influence
         >>> problem = Problem.of(Influence.from_vectors(torch.randn(4, 2)), Budget(count=2))
         >>> turn = rotated(problem, torch.tensor([1, 1, -1, -1]))

@@ -28,7 +28,7 @@ class Sample:
         picture: What is shown of it.
         label: Its class if the dataset tells one, else None.
 
-    Example:
+    Examples:
         >>> Sample(3, Picture("a text"), 1).label
         1
     """
@@ -49,7 +49,7 @@ def check_length(dataset: Any, num_samples: int, what: str) -> None:
     Raises:
         ValueError: If it has another length, or none.
 
-    Example:
+    Examples:
         >>> check_length([1, 2], 3, "selection")
         Traceback (most recent call last):
         ValueError: the dataset has 2 samples and the selection is of 3; give the dataset that was measured
@@ -76,7 +76,7 @@ def read_samples(dataset: Any, indices: Sequence[int]) -> dict[int, Sample]:
         dataset: Any dataset with indices, which is left as it was.
         indices: Which samples.
 
-    Example:
+    Examples:
         >>> read_samples([("a text", 3)], [0, 1])[0].label
         3
     """
@@ -114,7 +114,7 @@ class Names:
     Args:
         known: The names from class 0 on; none if they are unknown.
 
-    Example:
+    Examples:
         >>> Names(("cat", "dog")).of(1), Names(()).of(1), Names(()).of(None)
         ('dog', '1', 'unknown')
     """
@@ -145,7 +145,7 @@ def spread(indices: Tensor, most: int) -> list[int]:
         indices: The samples in any order, int64, shape (k,).
         most: Number of them to take.
 
-    Example:
+    Examples:
         >>> spread(torch.arange(10, 20), 3), spread(torch.arange(2), 3)
         ([10, 14, 19], [0, 1])
     """

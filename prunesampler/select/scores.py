@@ -65,7 +65,7 @@ class Scores:
         outline: A hash of a few samples' labels and shapes, to tell another dataset, or None.
         wanted_outline: The same of the wanted samples.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch.utils.data import TensorDataset
         >>> from prunesampler import Budget, InfluencePruner
@@ -115,7 +115,7 @@ class Scores:
             TypeError: If the wanted samples are no scores.
             ValueError: If the wanted samples are of another layer, or ``similar`` is no cosine.
 
-        Example:
+        Examples:
             >>> import torch
             >>> from prunesampler import Budget, InfluencePruner
             >>> data = [(torch.randn(16), i % 3) for i in range(60)]
@@ -165,7 +165,7 @@ class Scores:
         Raises:
             ValueError: If it is no such file, damaged, or needs a curvature.
 
-        Example:
+        Examples:
             >>> import tempfile, torch
             >>> from prunesampler import Budget, InfluencePruner
             >>> data = [(torch.randn(4), i % 3) for i in range(60)]

@@ -20,7 +20,7 @@ def headroom_section(share: float) -> Section:
     Args:
         share: The headroom, or NaN if it is unknown.
 
-    Example:
+    Examples:
         >>> headroom_section(0.7).title
         'Headroom'
     """
@@ -59,7 +59,7 @@ def class_charts(
         caption: What one sees.
         mark: See `prunesampler.page.charts.bars`.
 
-    Example:
+    Examples:
         >>> rows = [Bar(str(k), "", ()) for k in range(100)]
         >>> charts = class_charts(rows, ("all", "first", "last"), lambda some: f"{len(some)} bars", "")
         >>> [chart.title for chart in charts], charts[1].caption

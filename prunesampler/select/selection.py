@@ -63,7 +63,7 @@ class Selection:
         ValueError: For indices that are not ascending, distinct and within the dataset, or that
             leave no sample; for weights that are not one finite number of at least 0 per kept sample.
 
-    Example:
+    Examples:
         >>> budget = Budget(count=2)
         >>> found = Selection(torch.tensor([1, 3]), 5, 0.1, 0.1, bound=None, budget=budget)
         >>> found.kept.tolist()
@@ -183,7 +183,7 @@ class Selection:
             ValueError: If the dataset or the scores have another number of samples.
             ImportError: If jinja2 or Pillow is not installed.
 
-        Example:
+        Examples:
             >>> import tempfile
             >>> selection = Selection(torch.tensor([1]), 3, 0.1, 0.1, None, Budget(count=1))
             >>> selection.report(Path(tempfile.mkdtemp(), "pruned.html"), ["a", "b", "c"])

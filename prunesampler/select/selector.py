@@ -55,7 +55,7 @@ class Selector:
         seed: Seed of the solver's random numbers.
         lipschitz: Lipschitz constant of the loss by the layer's outputs, or None.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from prunesampler import ExactCurvature, InfluencePruner, KeepHead, anneal
         >>> data, budget = [(torch.randn(4), i % 3) for i in range(60)], Budget(count=20)

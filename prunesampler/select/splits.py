@@ -40,7 +40,7 @@ def cross_split(num_samples: int, seed: int = 0) -> CrossSplit:
     Raises:
         ValueError: For fewer than two samples.
 
-    Example:
+    Examples:
         >>> split = cross_split(5)
         >>> len(split.first), len(split.second), len(set(split.first.tolist() + split.second.tolist()))
         (2, 3, 5)
@@ -69,7 +69,7 @@ def suspects_from(
         ValueError: If the scores are of other samples or classes, the halves are none of a whole, or the loss
             has no classes.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget, InfluencePruner
         >>> data = [(torch.randn(4), i % 3) for i in range(60)]
         >>> pruner, split = InfluencePruner(data, budget=Budget(count=9), progress=False), cross_split(60)

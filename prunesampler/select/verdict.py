@@ -34,7 +34,7 @@ TEXTS = {"curvature", "metric", "layer", "by"}
 class Compared(NamedTuple):
     """The predicted shift of a set, and that of a random set of the same size.
 
-    Example:
+    Examples:
         >>> Compared("to first order", own=0.02, random=1.0).ratio
         0.02
     """
@@ -61,7 +61,7 @@ def checked_facts(facts: Any) -> dict[str, Any]:
     Raises:
         TypeError: If they are not values by name, or a known fact has another type.
 
-    Example:
+    Examples:
         >>> checked_facts({"layer": "fc", "damping": 0.1})
         {'layer': 'fc', 'damping': 0.1}
     """
@@ -84,7 +84,7 @@ def compare(shift: float, newton_shift: float, facts: Mapping[str, Any]) -> list
         newton_shift: Norm of the set's Newton shift, or NaN.
         facts: See `prunesampler.select.selection.Selection.metadata`.
 
-    Example:
+    Examples:
         >>> [pair.ratio for pair in compare(0.1, math.nan, {"random_shift": 1.0})]
         [0.1]
     """
@@ -102,7 +102,7 @@ def compare(shift: float, newton_shift: float, facts: Mapping[str, Any]) -> list
 def largest_ratio(pairs: list[Compared]) -> float:
     """The largest, so least favourable, of the ratios; NaN where there is none.
 
-    Example:
+    Examples:
         >>> largest_ratio([Compared("a", 0.1, 1.0), Compared("b", 0.4, 1.0)])
         0.4
     """
@@ -118,7 +118,7 @@ def in_words(pairs: list[Compared], pruned: int, num_samples: int, facts: Mappin
         num_samples: Number of samples in the dataset.
         facts: See `prunesampler.select.selection.Selection.metadata`.
 
-    Example:
+    Examples:
         >>> in_words([], 0, 100, {})
         'Nothing was pruned, so there is nothing to hold against a random set.'
     """
@@ -148,7 +148,7 @@ def in_words(pairs: list[Compared], pruned: int, num_samples: int, facts: Mappin
 def percent(share: float) -> str:
     """A share in per cent, with two digits where it is small.
 
-    Example:
+    Examples:
         >>> percent(0.42), percent(0.0123)
         ('42 %', '1.2 %')
     """

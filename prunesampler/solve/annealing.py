@@ -54,7 +54,7 @@ def anneal(
     Raises:
         ValueError: If the budget cannot be met, or a constraint, cost or seed is not valid.
 
-    Example:
+    Examples:
         >>> import torch
         >>> influence = Influence.from_vectors(torch.tensor([[1.0], [-1.0], [3.0], [-3.5], [0.5]]))
         >>> anneal(influence, Budget(count=2), moves=10_000).pruned.tolist()
@@ -78,7 +78,7 @@ def default_flips(samples: int, room: float, entries: float) -> float:
         room: Number of samples per parameter.
         entries: Entries of a sample on average; a sequence has those of all its tokens.
 
-    Example:
+    Examples:
         >>> default_flips(10**6, 2.0, 8.0) / 10**6, default_flips(1000, 0.1, 4.0), default_flips(1000, 0.1, 800.0)
         (40.0, 1000000.0, 20000.0)
     """

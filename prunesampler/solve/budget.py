@@ -37,7 +37,7 @@ class Budget:
         ValueError: If a value is out of range, or not exactly one of the first three is given.
         TypeError: If a value is not a number.
 
-    Example:
+    Examples:
         >>> Budget(fraction=0.4).count_of(50_000)
         20000
     """
@@ -212,7 +212,7 @@ class Constraints:
         keep: Indices of samples that are never pruned, in any order.
         prune: Indices of samples that are always pruned; they count towards the budget.
 
-    Example:
+    Examples:
         >>> keep, prune = Constraints(keep=[3, 1]).indices(num_samples=10)
         >>> keep.tolist(), prune.tolist()
         ([1, 3], [])

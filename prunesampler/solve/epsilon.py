@@ -33,7 +33,7 @@ class Trials:
         ValueError: If the budget cannot be met, or no set within epsilon was found that holds the
             samples that must be pruned.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget, Influence
         >>> influence = Influence.from_vectors(torch.tensor([[1.0], [-1.0], [3.0], [-3.0]]))
         >>> trials = Trials(Problem.of(influence, Budget(count=2)))

@@ -31,7 +31,7 @@ def slope_and_overlap(
 ) -> tuple[float, float]:
     """Inner products of ``u_j - u_i`` with the state, and of ``u_i`` with ``u_j``, in one pass.
 
-    Example:
+    Examples:
         >>> left, right = np.ones((2, 1), np.float32), np.array([[1], [3]], np.float32)
         >>> slope_and_overlap(left, right, np.array([[10]], np.float32), 0, 1)
         (20.0, 3.0)
@@ -53,7 +53,7 @@ def slope_and_overlap(
 def rise(square: float, change: float) -> float:
     """How much a norm rises when its square, now ``square``, changes by ``change``.
 
-    Example:
+    Examples:
         >>> rise(9.0, 16.0)
         2.0
     """
@@ -73,7 +73,7 @@ def fill(order: Ints, classes: Ints, spare: Ints, count: int) -> Bools:
     Returns:
         Which samples are pruned, shape (U,).
 
-    Example:
+    Examples:
         >>> classes, spare = np.array([0, 0, 1]), np.array([1, 1])
         >>> fill(np.array([1, 0, 2]), classes, spare, 2).tolist()
         [False, True, True]
@@ -130,7 +130,7 @@ def metropolis_moves(
         best: ``inside`` at the lowest energy met so far, or shape (0,) not to keep it.
         best_energy: That energy, with costs relative to those of ``inside`` at the call.
 
-    Example:
+    Examples:
         >>> rows, none = np.array([[3], [-3], [1]], np.float32), np.zeros(0, np.int64)
         >>> inside, outside, state = np.array([0, 2]), np.array([1]), np.array([[4]], np.float32)
         >>> _ = metropolis_moves(

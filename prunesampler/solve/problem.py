@@ -26,7 +26,7 @@ Bools = NDArray[np.bool_]
 class Solution(NamedTuple):
     """Indices to prune, int64 and ascending, and the float64 norm of their first-order shift.
 
-    Example:
+    Examples:
         >>> Solution(torch.tensor([1, 3]), 0.25).norm
         0.25
     """
@@ -50,7 +50,7 @@ class Problem:
         forced: Samples that must be pruned, int64, ascending.
         held: Samples that must stay, int64, ascending.
 
-    Example:
+    Examples:
         >>> import torch
         >>> influence = Influence.from_vectors(torch.randn(10, 3))
         >>> problem = Problem.of(influence, Budget(fraction=0.4), None, Constraints(keep=[0, 1]))

@@ -42,7 +42,7 @@ class Scaled:
         costs: Cost of pruning each free sample, in the unit of the energy, shape (U,).
         hottest: The first temperature.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget, Influence
         >>> influence = Influence.from_vectors(torch.tensor([[1.0], [-1.0], [3.0], [-3.0]]))
         >>> scaled = Scaled.of(Problem.of(influence, Budget(count=2)), 2)

@@ -71,7 +71,7 @@ def cheapest(problem: Problem, seed: int) -> Solution:
     Raises:
         ValueError: If there is no cost, the budget is an epsilon, or it cannot be met.
 
-    Example:
+    Examples:
         >>> import torch
         >>> influence = Influence.from_vectors(torch.randn(4, 2))
         >>> cost = torch.tensor([0.3, 0.1, 0.2, 0.4])

@@ -89,7 +89,7 @@ class PruningCallback(PlansSteps):
     Raises:
         ValueError: For numbers out of range, or a pruner over another number of samples.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch.utils.data import DataLoader, TensorDataset
         >>> from prunesampler import Budget

@@ -32,7 +32,7 @@ def check_epoch(epoch: int, ended: int, *, loaded: bool, restored: bool) -> None
     Raises:
         ValueError: If the loop counts from 1, calls more than once an epoch, or resumes elsewhere.
 
-    Example:
+    Examples:
         >>> check_epoch(0, -1, loaded=False, restored=False)
     """
     epoch, coming = whole_number("epoch", epoch), ended + 1
@@ -75,7 +75,7 @@ def check_fit(sampler: InfluencePrunedSampler, pruner: Pruner) -> None:
     Raises:
         ValueError: For a pruner over another number of samples, or a budget that leaves too few.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget, InfluencePruner
         >>> check_fit(
         ...     InfluencePrunedSampler(range(6)), InfluencePruner(range(6), budget=Budget(count=2))
@@ -101,7 +101,7 @@ def checked_on_error(on_error: Literal["raise", "continue"]) -> Literal["raise",
     Raises:
         ValueError: If it is another word.
 
-    Example:
+    Examples:
         >>> checked_on_error("continue")
         'continue'
     """
@@ -120,7 +120,7 @@ def check_same_data(pruner: Pruner, outline: str | None) -> None:
     Raises:
         ValueError: If it was another dataset.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget, InfluencePruner
         >>> pruner = InfluencePruner(range(6), budget=Budget(count=2))
         >>> check_same_data(pruner, None)
@@ -136,7 +136,7 @@ def check_same_data(pruner: Pruner, outline: str | None) -> None:
 def check_sharing(sampler: InfluencePrunedSampler) -> None:
     """Warn when processes do not share out the samples, or accelerate runs without our knowledge.
 
-    Example:
+    Examples:
         >>> check_sharing(InfluencePrunedSampler(range(6)))  # one process, no Accelerator
     """
     state, world = sys.modules.get("accelerate.state"), current_group().world
@@ -164,7 +164,7 @@ def say_where(sampler: InfluencePrunedSampler, ended: int, *, stateful: bool) ->
         ended: Number of epochs that were over.
         stateful: Whether the loader restores its own position.
 
-    Example:
+    Examples:
         >>> say_where(InfluencePrunedSampler(range(6)), 2, stateful=False)  # not pruned: no need
     """
     if stateful or sampler.epoch_length == "constant" or len(sampler.kept) == sampler.num_samples:
@@ -192,7 +192,7 @@ class ResumePoint:
         silent: whether to log nothing, since an epoch was trained, or a framework loaded the state
             and finds the position itself.
 
-    Example:
+    Examples:
         >>> class Owner: ...
         >>> owner = Owner()
         >>> point = ResumePoint(owner)

@@ -11,7 +11,7 @@ from prunesampler.base.checks import warn
 class Due(Enum):
     """The work to be done before an epoch.
 
-    Example:
+    Examples:
         >>> EpochsPlan(warmup_epochs=2).due(2, missed=False, first=False).name
         'SELECTION'
     """
@@ -37,7 +37,7 @@ class EpochsPlan:
     Raises:
         ValueError: For numbers out of range.
 
-    Example:
+    Examples:
         >>> plan = EpochsPlan(warmup_epochs=2, final_full_epochs=1, epochs=5)
         >>> [plan.prunes(epoch) for epoch in range(5)]
         [False, False, True, True, False]

@@ -34,7 +34,7 @@ class Scales:
         floor: Share of an even target that every class has, as label smoothing gives it, shape (k,).
         rounding: The part that the precision of the gradients may leave, shape (k,).
 
-    Example:
+    Examples:
         >>> outputs = torch.randn(64, 5, requires_grad=True)
         >>> torch.nn.functional.cross_entropy(outputs, torch.arange(64) % 5).backward()
         >>> scales = scales_of(outputs.detach()[None], outputs.grad[None])
@@ -118,7 +118,7 @@ class Units:
     Attributes:
         exact: the same, once it is known.
 
-    Example:
+    Examples:
         >>> outputs = torch.tensor([[0.3, 0.7, 0.1], [0.1, 0.2, 0.6]], requires_grad=True)
         >>> torch.nn.functional.cross_entropy(outputs, torch.tensor([0, 1])).backward()
         >>> units = Units()
@@ -187,7 +187,7 @@ class Pool:
         units: What makes errors of them.
         write: Called with the samples of the batches, in one list, and their errors, shape (number of samples,).
 
-    Example:
+    Examples:
         >>> outputs, pool = torch.randn(2, 3, requires_grad=True), Pool(Units(), lambda *batch: seen.append(batch))
         >>> seen = []
         >>> torch.nn.functional.cross_entropy(outputs, torch.tensor([0, 1])).backward()

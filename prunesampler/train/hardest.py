@@ -43,7 +43,7 @@ class TrajectoryPruner(Pruner):
     Raises:
         ValueError: For a budget with ``epsilon``, or arguments that do not fit.
 
-    Example:
+    Examples:
         >>> trajectory = Trajectory(torch.tensor([[0.9, 0.8, 0.7, 0.1], [0.1, 0.8, 0.9, 0.2]]))
         >>> pruner = TrajectoryPruner(trajectory, budget=Budget(count=2), epochs=4)
         >>> [pruner.choose(epoch, None).kept.tolist() for epoch in range(4)]
@@ -151,7 +151,7 @@ def due(ages: Tensor, keep: int, within: int) -> Tensor:
         keep: Number of samples that are kept in each epoch.
         within: Number of epochs in a row of which a sample must be in one, at least ``n / keep``.
 
-    Example:
+    Examples:
         >>> due(torch.tensor([0, 0, 2, 1, 1]), keep=1, within=5).tolist()
         [False, False, True, False, False]
     """
@@ -176,7 +176,7 @@ def hardest(
         mix: Share of them that is drawn at random from those that are not among the hardest.
         generator: Random numbers of the draw, and of the order of equal errors.
 
-    Example:
+    Examples:
         >>> errors, nobody = torch.tensor([0.1, 0.9, 0.5, 0.2]), torch.zeros(4, dtype=torch.bool)
         >>> hardest(errors, nobody, 2, 0.0, torch.Generator()).tolist()
         [1, 2]

@@ -21,7 +21,7 @@ class Hook:
         ran: Called with the layer's name, the layer and its output.
         name: Name of the layer.
 
-    Example:
+    Examples:
         >>> from copy import deepcopy
         >>> layer = nn.Linear(2, 1)
         >>> seen = []
@@ -49,7 +49,7 @@ class Repetitions:
     The newer kind of checkpoint runs again in the backward pass, when the gradient of the first run has come. The
     older, reentrant kind runs without gradients first, so that it is the second run that counts.
 
-    Example:
+    Examples:
         >>> repetitions = Repetitions()
         >>> repetitions.has(torch.ones(2)), repetitions.has(torch.ones(2, requires_grad=True))
         (True, False)

@@ -18,7 +18,7 @@ class PlansSteps:
         pruner: pruner over the same samples.
         selection: the last selection in this process, or None.
 
-    Example:
+    Examples:
         >>> from prunesampler import Budget, InfluencePruner
         >>> planned = PlansSteps()
         >>> planned.sampler, planned.plan = InfluencePrunedSampler(range(10)), EpochsPlan(warmup_epochs=2)

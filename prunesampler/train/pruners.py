@@ -25,7 +25,7 @@ class Pruner(Protocol):
         changes: whether the samples are meant to be others in every epoch, so that a callback without
             ``refresh_every`` is worth a warning.
 
-    Example:
+    Examples:
         >>> import torch
         >>> class EveryThird(Pruner):
         ...     num_samples, budget = 9, Budget(count=3)

@@ -55,7 +55,7 @@ class TrajectoryRecorder:
         ValueError: If the loader does not draw from the sampler, its collate function sorts, or its batches are
             made by another process, or only one of loader and model is given.
 
-    Example:
+    Examples:
         >>> from torch.utils.data import DataLoader, TensorDataset
         >>> data = TensorDataset(torch.randn(6, 4), torch.arange(6) % 3)
         >>> sampler, model = InfluencePrunedSampler(data), nn.Linear(4, 3)

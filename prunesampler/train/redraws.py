@@ -27,7 +27,7 @@ class Redraws:
         folder: Folder into which rank 0 writes the measurements, so that states only name the file;
             None to store them in every state.
 
-    Example:
+    Examples:
         >>> from torch.utils.data import TensorDataset
         >>> from prunesampler import Budget
         >>> data = TensorDataset(torch.randn(60, 4), torch.arange(60) % 3)

@@ -38,7 +38,7 @@ class Run:
         last_end: time at which it ended, in seconds, or None if that was not in this process.
         redraws: source of further sets, as it was given.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch.utils.data import TensorDataset
         >>> from prunesampler import Budget, InfluencePruner

@@ -24,7 +24,7 @@ def planned_lengths(
         budget: Budget of the run.
         chosen: Number of samples kept by the last selection, or None before it.
 
-    Example:
+    Examples:
         >>> plan, sampler = EpochsPlan(warmup_epochs=2, epochs=4), InfluencePrunedSampler(range(10))
         >>> planned_lengths(plan, sampler, Budget(count=4), None)
         [10, 10, 6, 6]
@@ -60,7 +60,7 @@ def optimiser_steps(
     Raises:
         ValueError: For numbers below 1, or an epoch without a batch.
 
-    Example:
+    Examples:
         >>> options = {"drop_last": False, "num_processes": 1, "gradient_accumulation_steps": 1}
         >>> optimiser_steps([10, 6], batch_size=4, **options)
         5

@@ -36,7 +36,7 @@ class Trajectory:
     Raises:
         ValueError: For another shape, or errors below zero or infinite.
 
-    Example:
+    Examples:
         >>> found = Trajectory(torch.tensor([[0.5, 0.9], [0.1, float("nan")]]))
         >>> found.last_seen().tolist()
         [0.1..., 0.8...]
@@ -160,7 +160,7 @@ class Trajectory:
 def state_of(trajectory: Trajectory, path: Path | None) -> dict[str, Any]:
     """A state that holds a trajectory or, where a file does, names that and how it begins.
 
-    Example:
+    Examples:
         >>> state = state_of(Trajectory(torch.ones(2, 3)), Path("run.safetensors"))
         >>> state["file"], state["epochs"]
         ('run.safetensors', 2)
@@ -177,7 +177,7 @@ def from_state(state: Mapping[str, Any], path: Path | None, num_samples: int) ->
     Raises:
         ValueError: If the file is not there, damaged, of another dataset or of another run.
 
-    Example:
+    Examples:
         >>> len(from_state(state_of(Trajectory(torch.ones(2, 3)), None), None, 3))
         2
     """
@@ -208,7 +208,7 @@ def _hash(errors: Tensor) -> str:
 def joined(rows: Sequence[Tensor], exact: bool, layer: str | None, num_samples: int) -> Trajectory:
     """A trajectory of the epochs that were recorded, each of shape (n,).
 
-    Example:
+    Examples:
         >>> len(joined([torch.ones(3)], True, "fc", 3))
         1
     """
@@ -225,7 +225,7 @@ def merged(group: Group, row: Tensor, good: bool, exact: bool | None) -> bytes:
         good: Whether it could record.
         exact: Whether its errors are in units of the loss; None if it saw none.
 
-    Example:
+    Examples:
         >>> from prunesampler.base.processes import LocalGroup
         >>> data = merged(LocalGroup(), torch.tensor([0.5, 1.0]), True, True)
         >>> Trajectory.from_bytes(data).errors

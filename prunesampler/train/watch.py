@@ -30,7 +30,7 @@ class Watch:
         sampler: Sampler of the run.
         accelerator: Accelerator of the run, whose loaders and schedulers are watched too, or None.
 
-    Example:
+    Examples:
         >>> sampler = InfluencePrunedSampler(range(6))
         >>> watch = Watch(sampler)
         >>> sampler.restrict([0, 2, 5])
@@ -151,7 +151,7 @@ class Watch:
 def ticks(scheduler: Any) -> int | None:
     """Number of steps that a scheduler has made, prepared by accelerate or not, or None.
 
-    Example:
+    Examples:
         >>> import torch
         >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
         >>> ticks(torch.optim.lr_scheduler.StepLR(optimizer, 10))
@@ -164,7 +164,7 @@ def ticks(scheduler: Any) -> int | None:
 def schedule_length(scheduler: Any) -> int | None:
     """Number of steps until a learning-rate schedule ends, or None where no end is known.
 
-    Example:
+    Examples:
         >>> import torch
         >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
         >>> schedule_length(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50))
