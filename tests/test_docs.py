@@ -16,7 +16,6 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 import prunesampler
 from prunesampler import costs
-from prunesampler.report.plots import plot_frontier, plot_headroom
 
 PAGES = sorted(
     path.relative_to(ROOT / "docs").as_posix()
@@ -51,7 +50,7 @@ def at_hand():
     )
     names = {name: getattr(prunesampler, name) for name in prunesampler.__all__}
     return names | dict(
-        torch=torch, costs=costs, plot_frontier=plot_frontier, plot_headroom=plot_headroom,
+        torch=torch, costs=costs, 
         DataLoader=DataLoader, StatefulDataLoader=StatefulDataLoader, x=x, y=y, train_set=data, pool=data,
         wanted=Subset(data, range(60)), mappings=[{"image": x[i], "class": y[i]} for i in range(400)],
         model=model, sampler=sampler, loader=DataLoader(data, 16, sampler=sampler), trained=trained,

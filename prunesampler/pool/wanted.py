@@ -33,7 +33,7 @@ UNLABELLED = (
     "the class of each sample is not known, without which no label can be doubted; measure with "
     "losses=CrossEntropy() on class indices"
 )
-ERRORS = 2.5
+ERRORS = 2.0
 """Standard errors above which a share of off-target samples is no chance."""
 EXACT = 2048
 """Size R up to which the leave-one-out loss is exact."""
@@ -59,7 +59,7 @@ class Doubts:
 
         How many: were all of the pool like the wanted, half of it would be doubted less than their median
         is. As far as it is less than half, the rest is something else. None where that could be chance, two
-        and a half standard errors; for junk that is doubted as little as the wanted, it is too few.
+        standard errors; for junk that is doubted as little as the wanted, it is too few.
 
         Source of the estimate: Storey, "A direct approach to false discovery rates", JRSS B 2002.
 

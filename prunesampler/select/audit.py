@@ -19,7 +19,9 @@ from prunesampler.influence.directions import directions
 from prunesampler.influence.headroom import advice, headroom
 from prunesampler.influence.influence import Influence
 from prunesampler.influence.sequences import Measured
+from prunesampler.page.drawings import draw_bars
 from prunesampler.page.layout import render
+from prunesampler.page.tables import as_html
 from prunesampler.select.audit_page import audit_page
 from prunesampler.select.findings import Finding, near_copies, off_target, suspect_labels
 from prunesampler.select.samples import check_length
@@ -164,6 +166,26 @@ class Audit:
         check_length(dataset, self.num_samples, "audit")
         write_atomically(Path(path), render(audit_page(self, dataset)).encode())
 
+    def plot(self, ax: Any = None) -> Any:
+        """Draw how many samples were found of each kind; return the matplotlib axes.
+
+        Args:
+            ax: Axes to draw on; by default new ones, whose ``figure`` can be saved.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        found = {name: len(finding) for name, finding in self._findings().items()}
+        return draw_bars(ax, found, f"samples, of {self.num_samples}")
+
+    def _findings(self) -> dict[str, Finding]:
+        return {
+            "near copies": self.copies, "suspect labels": self.suspects, "off-target": self.off_target,
+        }  # fmt: skip
+
+    def _repr_html_(self) -> str:
+        return as_html(str(self))
+
     def __str__(self) -> str:
         lines = [f"| {self.num_samples} samples | found | share | |", "|---|---|---|---|"]
         lines += [f"| {' | '.join(row)} |" for row in self._rows()]
@@ -171,12 +193,7 @@ class Audit:
 
     def _rows(self) -> Iterator[tuple[str, str, str, str]]:
         yield "headroom", "", f"{self.headroom:.2f}", self.remarks["headroom"]
-        findings = {
-            "near copies": self.copies,
-            "suspect labels": self.suspects,
-            "off-target": self.off_target,
-        }
-        for name, finding in findings.items():
+        for name, finding in self._findings().items():
             yield name, str(len(finding)), f"{len(finding) / self.num_samples:.1%}", finding.advice
         yield (
             "classes",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prunesampler.page.drawings import draw_shifts
+from prunesampler.page.tables import as_html
 from prunesampler.select.selection import Selection
 from prunesampler.select.verdict import percent
 
@@ -19,9 +22,8 @@ class Frontier:
     """One selection per fraction, from the smallest fraction to the largest.
 
     ``str(frontier)`` is a table, with a sentence where a set is no better than a random one; its share
-    of random is the less favourable of both predictions (`Selection.ratio`).
-    `prunesampler.report.plots.plot_frontier` plots it. Each of its selections can be given to
-    ``sampler.restrict``.
+    of random is the less favourable of both predictions (`Selection.ratio`). Each of its selections can
+    be given to ``sampler.restrict``.
 
     Args:
         selections: Selections from the same scores, by ascending fraction.
@@ -55,6 +57,20 @@ class Frontier:
             ],
             dtype=np.float64,
         )  # fmt: skip
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the shifts of selected and random sets; return the matplotlib axes.
+
+        Args:
+            ax: Axes to draw on; by default new ones, whose ``figure`` can be saved.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        return draw_shifts(ax, self.array.T[:4])
+
+    def _repr_html_(self) -> str:
+        return as_html(str(self))
 
     @property
     def doubts(self) -> str | None:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from prunesampler.base.files import pack, unpack, write_atomically
 from prunesampler.base.indices import complement
+from prunesampler.page.drawings import draw_bars
 from prunesampler.page.layout import render
+from prunesampler.page.tables import table
 from prunesampler.select.measured import Measures
 from prunesampler.select.pages import selection_page
 from prunesampler.select.samples import check_length
@@ -163,6 +165,28 @@ class Selection:
             f"proved: {proved}\npredicted: {predicted}\n"
             "not predicted: how a network does whose other layers are trained too"
         )
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the predicted shifts beside those of random sets; return the matplotlib axes.
+
+        Args:
+            ax: Axes to draw on; by default new ones, whose ``figure`` can be saved.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        bars: dict[str, float] = {}
+        for pair in self._compared:
+            bars |= {f"selected, {pair.how}": pair.own, f"random, {pair.how}": pair.random}
+        return draw_bars(ax, bars, "predicted shift of the parameters")
+
+    def _repr_html_(self) -> str:
+        kept = self.num_samples - len(self.pruned)
+        rows = [
+            ("kept", f"{kept:,} of {self.num_samples:,} ({kept / self.num_samples:.0%})"),
+            ("verdict", self.verdict), *(tuple(line.split(": ", 1)) for line in self.certificate.splitlines()),
+        ]  # fmt: skip
+        return table(("selection", ""), rows)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file atomically, so that it is complete or does not exist."""

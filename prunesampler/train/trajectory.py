@@ -15,7 +15,9 @@ from torch import Tensor
 
 from prunesampler.base.files import pack, unpack, write_atomically
 from prunesampler.base.processes import Group
-from prunesampler.influence.headroom import advice, headroom
+from prunesampler.influence.headroom import COSTS, PAYS, advice, headroom
+from prunesampler.page.drawings import draw_headrooms
+from prunesampler.page.tables import as_html
 
 KIND = ("prunesampler.trajectory", 1)
 
@@ -93,6 +95,20 @@ class Trajectory:
         seen = float((~self.errors.isnan()).float().mean()) if len(self) else 0.0
         last = f"; at the end {advice(self.headrooms()[-1])}" if len(self) else ""
         return f"{len(self)} epochs of {self.num_samples} samples, {seen:.0%} seen{last}"
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the headroom of every epoch; return the matplotlib axes.
+
+        Args:
+            ax: Axes to draw on; by default new ones, whose ``figure`` can be saved.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        return draw_headrooms(ax, self.headrooms(), COSTS, PAYS)
+
+    def _repr_html_(self) -> str:
+        return as_html(str(self))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file of ``2 epochs n`` bytes; a kill leaves the old one or the new one."""

@@ -8,14 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 import prunesampler
 from prunesampler import Budget, ExactCurvature, InfluencePruner, Selection
-from prunesampler.report.plots import plot_frontier, plot_headroom
 from prunesampler.report.text import figures, summary
-from prunesampler.select.frontier import Frontier
 
 FACTS = {
     "measuring_seconds": 4.0, "curvature_seconds": 2.0, "solving_seconds": 1.0,
@@ -115,23 +112,3 @@ def test_warnings_of_the_package_itself_point_at_the_caller(recwarn):
 @pytest.mark.parametrize("epoch_seconds", [None, 0.0])
 def test_no_epoch_before_it_no_ratio(epoch_seconds):
     assert "of the last epoch" not in summary(0, selection(), 1.0, epoch_seconds)
-
-
-def test_a_frontier_is_drawn_to_a_file(tmp_path):
-    few, many = selection(curvature_share=0.9), selection(shift=1.0, curvature_share=0.5)
-    plot_frontier(Frontier((few, many)), tmp_path / "frontier.png")
-    with Image.open(tmp_path / "frontier.png") as picture:
-        assert picture.size[0] > 500
-
-
-def test_a_plot_of_the_headroom(tmp_path):
-    plot_headroom([0.6, 0.8, 0.92], tmp_path / "headroom.png")
-    assert (tmp_path / "headroom.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_without_matplotlib_a_plot_says_how_to_install_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(
-        ImportError, match=r"plots need matplotlib: pip install .prunesampler.plots"
-    ):
-        plot_frontier(Frontier((selection(),)), tmp_path / "frontier.png")
