@@ -1,13 +1,17 @@
 """Every Python block of the documentation runs, with what a reader would have at hand."""
 
+import ast
 import os
 import re
 import subprocess
 import sys
+from copy import deepcopy
 
+import nbformat
 import pytest
 import torch
 from conftest import ROOT
+from nbclient import NotebookClient
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 from torch import nn
@@ -68,6 +72,26 @@ def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     document.namespace.update(at_hand())
     for example in document.examples():
         example.evaluate()
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_comes_to_what_it_shows(tmp_path):
+    kept = nbformat.read(ROOT / "examples" / "head_on_features.ipynb", as_version=4)
+    nbformat.validate(kept)
+    again = deepcopy(kept)
+    place = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(again, timeout=280, kernel_name="python3", resources=place).execute()
+    (losses,) = (
+        ast.literal_eval(output["data"]["text/plain"])
+        for cell in again.cells if cell.cell_type == "code"
+        for output in cell.outputs if output.get("data", {}).get("text/plain", "").startswith("{'all'")
+    )  # fmt: skip
+    assert losses["chosen, weighted"] - losses["all"] < 0.01
+    assert losses["random, mean of five"] - losses["all"] > 0.1
+    texts = [str(cell.get("outputs")) for cell in kept.cells]
+    assert not any("Warning" in text or "Traceback" in text for text in texts)
+    assert any("<iframe" in text for text in texts)
+    assert "chosen, weighted" in "".join(texts)
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

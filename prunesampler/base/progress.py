@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 Progress = Callable[[int, int], None]
 """Called now and then with the number of steps done and the number in all."""
