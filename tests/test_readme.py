@@ -102,3 +102,10 @@ def test_tables_are_those_of_the_committed_results(name, module):
     assert len({row["seed"] for row in rows}) >= 3
     for table in report.tables(rows):
         assert results.markdown(table) in TABLES
+
+
+def test_the_table_of_networks_is_that_of_its_file():
+    report = importlib.import_module("memorising")
+    rows = results.read(BENCHMARKS / "measured" / "memorising.jsonl")
+    (table,) = report.tables(rows)
+    assert results.markdown(table) in TABLES
