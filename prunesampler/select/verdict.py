@@ -29,6 +29,8 @@ NUMBERS = {
 }
 TEXTS = {"curvature", "metric", "layer", "by"}
 """Names of the facts that are numbers, and that are texts; each may be None or missing."""
+LARGEST = 2**63
+"""Whole numbers beyond it are of no selection."""
 
 
 class Compared(NamedTuple):
@@ -71,6 +73,8 @@ def checked_facts(facts: Any) -> dict[str, Any]:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if name in NUMBERS and not (value is None or number):
             raise TypeError(f"{name} in metadata must be a number, got {value!r}")
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise TypeError(f"{name} in metadata is a number beyond 2**63")
         if name in TEXTS and not (value is None or isinstance(value, str)):
             raise TypeError(f"{name} in metadata must be a text, got {value!r}")
     return facts

@@ -422,3 +422,11 @@ def test_equal_classes_are_not_proportional_ones():
         Budget(count=3, per_class="same")
     with pytest.raises(ValueError, match='per_class="equal" needs the class of every sample'):
         Budget(count=1, per_class="equal").floors(None)
+
+
+def test_numbers_that_nothing_counts_are_refused():
+    found = Selection(
+        torch.tensor([1]), 5, 0.1, 0.1, None, Budget(count=1), {"parameters": 10**400}
+    )
+    with pytest.raises(ValueError, match="parameters in metadata is a number beyond"):
+        Selection.from_bytes(found.to_bytes())
