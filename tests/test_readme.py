@@ -104,8 +104,8 @@ def test_tables_are_those_of_the_committed_results(name, module):
         assert results.markdown(table) in TABLES
 
 
-def test_the_table_of_networks_is_that_of_its_file():
+@pytest.mark.parametrize("name", ["memorising", "junk_network"])
+def test_the_tables_of_networks_are_those_of_their_files(name):
     report = importlib.import_module("memorising")
-    rows = results.read(BENCHMARKS / "measured" / "memorising.jsonl")
-    (table,) = report.tables(rows)
+    (table,) = report.tables(results.read(BENCHMARKS / "measured" / f"{name}.jsonl"))
     assert results.markdown(table) in TABLES
