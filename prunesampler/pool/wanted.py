@@ -48,11 +48,14 @@ class Doubts:
         wanted: Of the m wanted samples, each judged by layers that were not trained on it, shape (m,).
         unknown: Which of the pool's samples have a label that no wanted sample has, boolean, shape (n,); they
             are doubted most.
+        right: Share of the wanted samples on which the layer fitted to the others is right: what these
+            features are worth.
     """
 
     pool: Tensor
     wanted: Tensor
     unknown: Tensor
+    right: float = 1.0
 
     def off_target(self) -> Tensor:
         """The samples that the wanted are not like, the most doubted first, int64, shape (k,).
@@ -117,7 +120,8 @@ def doubts(pool: Measured, wanted: Measured, believed: Tensor) -> Doubts:
         of_wanted += (theirs - mean) / deviation
     unknown = ~torch.isin(labels, sure.labels)
     found[unknown] = found.max() + 1
-    return Doubts(found, of_wanted, unknown)
+    right = float((kept_out.argmax(1) == sure.labels).double().mean())
+    return Doubts(found, of_wanted, unknown, right)
 
 
 def believed(pool: Measurements, influence: Influence) -> Tensor:

@@ -168,7 +168,7 @@ def off_target(measurements: Measured, wanted: Measured | None, own: Tensor) -> 
     ranks = torch.searchsorted(found.wanted.sort().values, found.pool[indices])
     text = f"{lacking} have a label that no wanted sample has; " if lacking else ""
     advice = (
-        f"{text}so many labels are doubted more than the {len(wanted)} wanted samples' are: drop them, or take "
-        "objective=Target(wanted) with a budget of your own"
+        f"{text}so many labels are doubted more than the {len(wanted)} wanted samples' are, by features that tell the "
+        f"class of {found.right:.0%} of these: drop them, or take objective=Target(wanted) with a budget of your own"
     )
     return Finding(indices, (ranks / len(wanted)).float(), advice)

@@ -158,7 +158,9 @@ class Target(Objective):
 
     Two opinions about a label, each as ``-log p(label)``, standardised and added: that of a layer fitted to
     the wanted samples' features, and that of the pool's own layer, had it not been trained on the sample
-    (`prunesampler.pool.wanted`). Labels that no wanted sample has go first. It needs a loss with classes.
+    (`prunesampler.pool.wanted`). Labels that no wanted sample has go first. It needs a loss with classes, and
+    features that know better than the pool, as those of a pretrained network: those of a network that was
+    trained on junk cannot tell it.
 
     Args:
         wanted: Map-style dataset of samples that are sure, in the form of the scored ones; some tens of each

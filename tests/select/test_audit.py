@@ -1,10 +1,13 @@
 """An audit finds what was put into a pool, and says what does not apply; nothing is changed by looking."""
 
 import copy
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -80,6 +83,10 @@ def test_what_was_put_in_is_found():
     put_in = set(range(600, 800)) | set(range(60))
     assert len(found & put_in) > 0.85 * len(put_in)
     assert len(found - put_in) < 0.15 * len(put_in)
+    told = re.search(r"by features that tell the class of (\d+)% of these", audit.off_target.advice)
+    x, y = places(120, 9).tensors
+    left_out = cross_val_score(LogisticRegression(), x, y, cv=10).mean()
+    assert int(told[1]) == pytest.approx(100 * left_out, abs=3)
     assert audit.counts.tolist() == torch.bincount(data.tensors[1]).tolist()
     assert 0.5 <= audit.headroom <= 1
     assert 0 < audit.directions <= 75
