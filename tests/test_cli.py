@@ -436,7 +436,7 @@ HOSTILE = {
     "state of a run": (lambda f: pack_state({"sampler": {"epoch": 1}}), "the state of a run"),
     "more samples than there are": (lambda f: changed(f, num_samples=10**30), "no dataset is so large"),
     "a huge shift": (lambda f: changed(f, shift=10**400), "not a complete selection"),
-    "a huge fact": (lambda f: changed(f, metadata={"random_shift": 10**400}), "too large"),
+    "a huge fact": (lambda f: changed(f, metadata={"random_shift": 10**400}), "a number beyond"),
     "number of 5,000 digits": (lambda f: with_header("9" * 5000), "not a file of prunesampler"),
     "too few samples": (lambda f: changed(f, num_samples=10), "nothing would be kept|within 0 to 9"),
 }  # fmt: skip
@@ -450,8 +450,6 @@ def test_a_hostile_file_is_refused_in_one_line(run, files, tmp_path, monkeypatch
     make, text = HOSTILE[kind]
     (tmp_path / "x").write_bytes(make(files))
     monkeypatch.chdir(tmp_path)
-    if kind == "a huge fact" and command[0] != "show":
-        return  # nothing else computes with it
     assert re.search(text, refused(run(*command)))
     assert os.listdir(tmp_path) == ["x"]
 
