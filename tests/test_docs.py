@@ -70,7 +70,9 @@ def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     document = Sybil(parsers=[PythonCodeBlockParser()]).parse(ROOT / "docs" / page)
     document.namespace.update(at_hand())
-    for example in document.examples():
+    examples = list(document.examples())
+    assert len(examples) == (ROOT / "docs" / page).read_text().count("```python")
+    for example in examples:
         example.evaluate()
 
 

@@ -106,46 +106,42 @@ def check_collate(dataset: Dataset[Any], reading: Reading) -> None:
             "random masking?), so scores would be of random mixtures; give the pruner a collate_fn= "
             "without it, such as torch's default_collate, also beside like="
         )
-    check_unsorted(dataset, reading)
-
-
-def check_unsorted(dataset: Dataset[Any], reading: Reading) -> None:
-    """Check that the collate function leaves samples in their order, by which losses are known to be theirs.
-
-    Raises:
-        ValueError: If it makes the same batch whatever their order.
-
-    Examples:
-        >>> check_unsorted([(1.0, 0), (2.0, 1)], Reading())
-    """
-    collate_fn, items = reading.collate_fn, reading.items(dataset, spread(dataset_size(dataset), 4))
-    with explained(), preserved_random_state(), undisturbed(collate_fn):
-        ways = [content(collate_fn(copied(way))) for way in (items, items[::-1])]
-    if ways[0] == ways[1] and content(items) != content(items[::-1]):
-        raise ValueError(
-            f"collate_fn {_name(collate_fn)} makes the same batch of the same samples in any order: it sorts them, so "
-            "nobody could know whose loss is whose; leave the order as it is, for example with "
-            "pack_padded_sequence(..., enforce_sorted=False)"
-        )
+    if _sorts(dataset, reading):
+        raise ValueError(_sorting(collate_fn))
 
 
 def check_loader(loader: Any) -> None:
     """Check that a training loader leaves samples in their order; what only it can read is left to it.
 
     Raises:
-        ValueError: If its collate function sorts them.
+        ValueError: If its collate function sorts them, so that nobody could know whose loss is whose.
 
     Examples:
         >>> from torch.utils.data import DataLoader
         >>> check_loader(DataLoader(range(6), batch_size=2))
     """
     try:
-        check_unsorted(loader.dataset, Reading.like(loader))
-    except ValueError as error:
-        if "whose loss is whose" in str(error):
-            raise
+        found = _sorts(loader.dataset, Reading.like(loader))
     except Exception:
         return
+    if found:
+        raise ValueError(_sorting(loader.collate_fn))
+
+
+def _sorts(dataset: Dataset[Any], reading: Reading) -> bool:
+    """Whether the collate function makes the same batch of different samples whatever their order."""
+    collate_fn, items = reading.collate_fn, reading.items(dataset, spread(dataset_size(dataset), 4))
+    with explained(), preserved_random_state(), undisturbed(collate_fn):
+        one, other = (content(collate_fn(copied(way))) for way in (items, items[::-1]))
+    return one == other and content(items) != content(items[::-1])
+
+
+def _sorting(collate_fn: Any) -> str:
+    return (
+        f"collate_fn {_name(collate_fn)} makes the same batch of the same samples in any order: it sorts them, so "
+        "nobody could know whose loss is whose; leave the order as it is, for example with "
+        "pack_padded_sequence(..., enforce_sorted=False)"
+    )
 
 
 def _name(collate_fn: Any) -> str:

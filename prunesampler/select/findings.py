@@ -105,9 +105,10 @@ def _copies(features: Tensor, similar: float | None) -> tuple[Tensor, tuple[str,
             ("features that are exactly the same", 1.0),
             f"; of near ones: not applicable: {error}",
         )
-    text = f"cosine of the features above {least:.3f}", least
-    crowd = large(groups) & (exact < 0) if similar is None else groups < -1
-    if not crowd.any():
+    text = f"a cosine of the features above {least:.3f}", least
+    # Who gives a cosine of their own wants all that it finds.
+    crowd = large(groups) & (exact < 0)
+    if similar is not None or not crowd.any():
         return joined(groups, exact), text, ""
     beside = (
         f"; {int(crowd.sum())} samples lie as near in groups of more than {NEIGHBOUR} and are left alone: a kind of "
@@ -124,9 +125,7 @@ def _but_one_of_each(
     kept = originals(features, groups, doubt, least)
     gone = (kept != torch.arange(len(kept))).nonzero()[:, 0]
     if not len(gone):
-        return Finding(
-            *NOTHING, f"none: no pair has a {text}{beside}".replace("a features", "features")
-        )
+        return Finding(*NOTHING, f"none: no pair has {text}{beside}")
     x = directions(features)
     cosines = (x[gone] * x[kept[gone]]).sum(1).clamp(0, 1)
     cosines[(features[gone] == features[kept[gone]]).all(1)] = 1.0
@@ -134,7 +133,7 @@ def _but_one_of_each(
     differ, number = _differing(groups, measurements.tokens.labels), int(groups.max()) + 1
     labels = f"; in {differ} of them labels differ, which are worth a look" if differ else ""
     many = f"{number} group{'s' * (number > 1)}"
-    advice = f"in {many}, {text}: one of each group is enough{labels}{beside}"
+    advice = f"in {many}, with {text}: one of each group is enough{labels}{beside}"
     return Finding(gone[order], cosines[order], advice, originals=kept[gone[order]])
 
 

@@ -81,7 +81,6 @@ class AnswersFromScores:
             30
         """
         group = self._data.meet("choose_from", self.reading)
-
         group.check_equal("the pruners", self._settings())
 
         def ready() -> Scores | None:
@@ -113,11 +112,18 @@ class AnswersFromScores:
         Raises:
             ValueError: If the scores are of another number of samples.
         """
-        current_group().meet("redraw")
-        if scores is not None:
+        group = current_group()
+        group.meet("redraw")
+
+        def ready() -> Scores | None:
+            if scores is None:
+                return None
             check_same(scores, self.num_samples, None)
+            return self._relabelled(scores)
+
+        held = together(group, ready)  # an error on rank 0 must reach the others, who wait for it
         choose = partial(self._selector.redraw, ages=ages, certify=certify)
-        return choose_together(self._relabelled(scores), choose, "redrawing", self.progress)
+        return choose_together(held, choose, "redrawing", self.progress)
 
     def weights(
         self, scores: Scores | None, selection: Selection, spread: float = SPREAD
@@ -172,14 +178,10 @@ class AnswersFromScores:
         if objective.wanted is not None:
             look = ScoredSet(objective.wanted)
             check_wanted(scores, look.num_samples, look.look(self.reading))
-        found = self._relabelled(scores)
-        assert found is not None
-        return found
+        return self._relabelled(scores)
 
-    def _relabelled(self, scores: Scores | None) -> Scores | None:
+    def _relabelled(self, scores: Scores) -> Scores:
         """Scores with the classes and the metric of this pruner."""
-        if scores is None:
-            return None
         given = self._selector.labels
         labels = scores.labels if given is None else class_labels(given, self.num_samples)
         influence = replace(scores.influence, metric=self._selector.objective.metric)
