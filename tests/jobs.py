@@ -166,6 +166,13 @@ def bad_budget():
     return {"error": failure(lambda: pruner(data(), budget=budget).select(network()))}
 
 
+def bad_redraw():
+    """Only rank 0 holds scores, so only rank 0 sees that they are of another dataset."""
+    scores = pruner(data(200)).measure(network())
+    ages = torch.zeros(300, dtype=torch.int64)
+    return {"error": failure(lambda: pruner(data()).redraw(scores, ages))}
+
+
 def different_seeds():
     dataset = data()
     sampler = InfluencePrunedSampler(dataset, seed=RANK)

@@ -12,7 +12,7 @@ ALONE = [
     "sequences",
 ]  # fmt: skip
 SEVERAL = [
-    "plain_ranks", "bad_sample", "bad_budget", "different_seeds", "different_data", "different_pruners",
+    "plain_ranks", "bad_sample", "bad_budget", "bad_redraw", "different_seeds", "different_data", "different_pruners",
     "different_models", "different_losses", "refused_on_one_rank", "gathered", "no_room",
     "other_calls", "buffers", "sharded", "slow_solver", "device_only", "groups_made",
     "different_splits", "random_data", "without_replicas", "on_the_main_process_alone",
@@ -101,6 +101,12 @@ def test_an_error_on_one_rank_is_raised_on_all():
     first, second = job("bad_budget", 2)
     assert "which lets at most" in first["error"]
     assert second["error"] == f"RuntimeError: rank 0 failed while selecting: {first['error']}"
+
+
+def test_scores_of_another_dataset_are_refused_on_all_ranks():
+    first, second = job("bad_redraw", 2)
+    assert "scores are of 200 samples, this dataset has 300" in first["error"]
+    assert second["error"].startswith("RuntimeError: rank 0 failed")
 
 
 def test_samplers_that_differ_are_refused_on_all_ranks():

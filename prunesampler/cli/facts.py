@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from functools import singledispatch
 
 from prunesampler.influence.headroom import advice, headroom
@@ -11,7 +10,6 @@ from prunesampler.influence.sequences import Sequences
 from prunesampler.select.scores import Scores
 from prunesampler.select.selection import Selection
 from prunesampler.select.verdict import percent
-from prunesampler.solve.budget import Budget
 from prunesampler.train.trajectory import Trajectory
 
 
@@ -38,7 +36,7 @@ def facts(found: object) -> dict[str, str]:
 def _of_selection(found: Selection) -> dict[str, str]:
     about, told = found.metadata, {"kind": "selection", "samples": f"{found.num_samples:,}"}
     told["kept"] = of(found.num_samples - len(found.pruned), found.num_samples)
-    told["budget"] = _budget(found.budget)
+    told["budget"] = str(found.budget)
     if about.get("by"):
         told["chosen by"] = about["by"]
     if about.get("layer"):
@@ -101,10 +99,3 @@ def of(count: float, whole: int) -> str:
 def _room(share: float) -> str:
     """The advice of a headroom, without the word."""
     return advice(share).removeprefix("headroom ")
-
-
-def _budget(budget: Budget) -> str:
-    """A budget without what is as by default."""
-    usual = asdict(Budget(count=1)) | {"count": None}
-    given = [f"{name}={value!r}" for name, value in asdict(budget).items() if value != usual[name]]
-    return f"Budget({', '.join(given)})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from typing import Any, Protocol
 
 from prunesampler.influence.headroom import headroom
@@ -170,12 +169,7 @@ def _against_random(pairs: list[Compared]) -> tuple[Chart, ...]:
 
 def _settings(selection: Selected) -> Section:
     """Budget and facts."""
-    given = [
-        f"{each.name}={getattr(selection.budget, each.name)!r}"
-        for each in fields(selection.budget)
-        if getattr(selection.budget, each.name) != each.default
-    ]
-    facts = [("Budget", ", ".join(given)), *_facts(selection.metadata)]
+    facts = [("Budget", str(selection.budget)), *_facts(selection.metadata)]
     return Section("settings", "How it was made", facts=tuple(facts))
 
 

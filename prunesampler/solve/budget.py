@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -101,6 +101,12 @@ class Budget:
         except TypeError as error:
             what = "a whole number" if kind is operator.index else "a number"
             raise TypeError(f"{name} must be {what}, got {value!r}") from error
+
+    def __str__(self) -> str:
+        """The arguments that are not as by default."""
+        held = [(each.name, getattr(self, each.name), each.default) for each in fields(self)]
+        given = [f"{name}={value!r}" for name, value, default in held if value != default]
+        return f"Budget({', '.join(given)})"
 
     def count_of(self, num_samples: int) -> int:
         """Number of samples to prune out of ``num_samples``; with ``epsilon``, the most.
