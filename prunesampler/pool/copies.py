@@ -22,6 +22,8 @@ BLOCK, PAIRS = 512, 2**16
 pairs that are compared in full."""
 LOOKED_AT = 8192
 """Samples from which the components are found."""
+ROUNDS = 3
+"""Of the iteration that finds the components."""
 ROUNDING = 1e-6
 """Of a cosine."""
 MOST = 1_000_000
@@ -89,12 +91,17 @@ def _sides(leading: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _leading(x: Tensor) -> Tensor:
-    """The leading principal components of the samples, shape (n, LEADING), or all if they are few."""
+    """About the leading principal components of the samples, shape (n, LEADING), or all if they are few."""
     if x.shape[1] <= LEADING:
         return x
     some = x[:: -(-len(x) // LOOKED_AT)]
-    _, vectors = torch.linalg.eigh(some.T @ some)
-    found: Tensor = x @ vectors[:, -LEADING:]
+    # Of few samples and many features an eigensolver may not converge; a subspace iteration always ends, and any
+    # orthonormal columns will do, better ones only rule out more.
+    draw = torch.Generator().manual_seed(0)
+    columns = some.T @ torch.randn(len(some), LEADING, generator=draw, dtype=some.dtype)
+    for _ in range(ROUNDS):
+        columns = some.T @ (some @ torch.linalg.qr(columns).Q)
+    found: Tensor = x @ torch.linalg.qr(columns).Q
     return found
 
 

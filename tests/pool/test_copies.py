@@ -189,6 +189,17 @@ def test_a_class_that_is_tighter_than_others_is_left_alone():
     assert len(near_copies(measured, torch.zeros(1000), least - 0.001)[0]) == 199
 
 
+def test_few_samples_of_many_features():
+    """Where an eigensolver does not converge: 96 samples of 4,097 features that hardly differ."""
+    torch.manual_seed(0)
+    features = torch.ones(96, 4097) + 1e-2 * torch.randn(96, 1) * torch.randn(4097)
+    features += 1e-4 * torch.randn(96, 4097)
+    features[90:] = features[:6]
+    for similar in (0.5, 0.9, 1.0):
+        truth = by_force(features, similar - 1e-6)
+        assert sorted(map(sorted, as_sets(copies(features, similar)))) == sorted(map(sorted, truth))
+
+
 def test_features_that_single_precision_cannot_tell():
     torch.manual_seed(0)
     collapsed = torch.randn(5, 64)[torch.arange(500) % 5] + 1e-5 * torch.randn(500, 64)
