@@ -2,8 +2,8 @@
 
     python examples/benchmarks/memorising.py
     python examples/benchmarks/memorising.py --images CIFAR --epochs 30 --half --output runs/memorising.jsonl
-    python examples/benchmarks/memorising.py --pool junk --share 0.5 --images CIFAR --epochs 30 --half \\
-        --output runs/junk.jsonl
+    python examples/benchmarks/memorising.py --pool junk --share 0.2 0.5 0.8 --images CIFAR --epochs 12 --half \\
+        --features features.safetensors --output runs/junk.jsonl
 
 CIFAR holds train/CLASS/*.jpg and test/CLASS/*.jpg; without it, these are scikit-learn's digits. A share of the
 training labels is drawn anew among the other classes; or, with --pool junk, half of the classes are wanted, and
@@ -13,8 +13,9 @@ and two thirds of that, where less has been memorised. "Cross-split" spends a th
 that each see one half, judge the other half's labels, and trains on what is left. "Target" and "audit" spend them
 on one network and look at its features with the sure samples; the first is told how many are bad. Their rivals:
 small loss (a third of the steps on all data, and the largest errors of that run go, as many as are bad), label
-smoothing, the nearest sure samples of the label (told how many), and the truth. Seconds are those of one
-processor core.
+smoothing, the nearest sure samples of the label (told how many), and the truth. Those called "pretrained" look at
+features of a network that was trained on other images, which pretrained.py writes; they train for as many steps as
+the truth does, though they spend none on choosing. Seconds are those of one processor core, without pretrained.py.
 """
 
 from __future__ import annotations
@@ -22,23 +23,26 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from fast import Plan, Run, train
-from results import Job, Results, Row, points, read, show, spread
+from memorising_report import WHOLE, tables
+from pools_data import load as load_features
+from pools_methods import DECAY, fitted
+from results import Job, Results, Row, read, show
 from spoiled import POOLS, Spoiled
 from time_to_accuracy import load
 
 from prunesampler import (
+    AutoCurvature,
     Budget,
     Constraints,
     IdentityCurvature,
@@ -54,7 +58,6 @@ CHOOSING = 1 / 3
 """Share of the steps that choosing may take."""
 LAST = 3
 """Epochs at the end of a run whose mean error tells a small loss from a large one."""
-WHOLE = "all data"
 
 
 @dataclass
@@ -110,17 +113,38 @@ def cross_split_method(times: float) -> Method:
     return method
 
 
-def looked_at(choose: Callable[[Spoiled, Scores, InfluencePruner], Tensor]) -> Method:
-    """Drop what a look at a network's features says, beside the sure samples; these stay."""
+Judged = tuple[Spoiled, nn.Module, AutoCurvature]
+"""A pool as a model sees it, the model, and the curvature of its last layer's loss."""
+
+
+def own_network(pool: Spoiled, plan: Plan) -> Judged:
+    """A network that is trained on the pool for as long as choosing may take."""
+    shorter = replace(plan, epochs=max(1, round(CHOOSING * plan.epochs)))
+    return pool, train(pool.images, shorter).model, AutoCurvature()
+
+
+def pretrained(pool: Spoiled, plan: Plan) -> Judged:
+    """A linear head on the features of a network that was trained on other data."""
+    seen = pool.seen()
+    model = fitted(seen.images.train, seen.images.classes)
+    return seen, model, AutoCurvature(damping=DECAY)
+
+
+def looked_at(
+    choose: Callable[[Spoiled, Scores, InfluencePruner], Tensor],
+    judge: Callable[[Spoiled, Plan], Judged],
+) -> Method:
+    """Drop what features say beside those of the sure samples; these stay."""
 
     def method(pool: Spoiled, plan: Plan) -> Outcome:
         started = time.process_time()
-        run = train(pool.images, replace(plan, epochs=max(1, round(CHOOSING * plan.epochs))))
+        seen, model, curvature = judge(pool, plan)
         pruner = InfluencePruner(
-            pool.images.train, budget=Budget(count=int(pool.bad.sum()), min_per_class=0), batch_size=1000,
-            objective=Target(pool.sure()), constraints=Constraints(keep=pool.wanted), progress=False,
+            seen.images.train, budget=Budget(count=int(pool.bad.sum()), min_per_class=0), batch_size=1000,
+            objective=Target(seen.sure()), constraints=Constraints(keep=pool.wanted), progress=False,
+            curvature=curvature,
         )  # fmt: skip
-        scores = pruner.measure(run.model)
+        scores = pruner.measure(model)
         assert scores is not None
         kept = torch.cat([choose(pool, scores, pruner), pool.wanted]).unique()
         return on_the_rest(pool, plan, kept, 1 - CHOOSING, time.process_time() - started)
@@ -176,9 +200,12 @@ METHODS: dict[str, dict[str, Method]] = {
     },
     "junk": {
         **COMMON,
-        "Target": looked_at(by_target),
-        "audit, off-target": looked_at(by_audit),
-        "nearest sure of the label": looked_at(by_neighbours),
+        "Target": looked_at(by_target, own_network),
+        "audit, off-target": looked_at(by_audit, own_network),
+        "nearest sure of the label": looked_at(by_neighbours, own_network),
+        "Target, pretrained": looked_at(by_target, pretrained),
+        "audit, pretrained": looked_at(by_audit, pretrained),
+        "nearest, pretrained": looked_at(by_neighbours, pretrained),
     },
 }
 NAMES = list(dict.fromkeys(name for methods in METHODS.values() for name in methods))
@@ -188,38 +215,12 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
     for seed in options.seeds:
         for share in options.share:
             for method in options.methods:
-                if method not in METHODS[options.pool]:
+                of_features = method.endswith("pretrained")
+                if method not in METHODS[options.pool] or (of_features and not options.features):
                     continue
                 rates = options.rates if method == WHOLE else options.rates[:1]
                 for rate in rates:
                     yield {"share": share, "method": method, "seed": seed, "rate": rate}
-
-
-def tables(rows: list[Row]) -> list[Table]:
-    """Accuracy beside the best of all data, whose length and learning rate were swept."""
-    table = Table()
-    for name in (
-        "bad", "method", "rate", "seeds", "accuracy %", "to the best of all data", "bad among kept", "dropped",
-        "of them bad", "seconds",
-    ):  # fmt: skip
-        table.add_column(name)
-    groups = defaultdict(list)
-    for row in rows:
-        groups[row["share"], row["method"], row["rate"]].append(row)
-    for (share, method, rate), runs in groups.items():
-        whole = [
-            found for key, found in groups.items() if key[0] == share and key[1].startswith(WHOLE)
-        ]
-        best = max(
-            whole, key=lambda found: sum(r["accuracy"] for r in found) / len(found), default=[]
-        )
-        gained = "" if runs is best else spread(points(runs, best), "+.2f")
-        table.add_row(
-            f"{share:.0%}", method, f"{rate:g}", str(len(runs)), spread([100 * r["accuracy"] for r in runs], ".2f"),
-            gained, *(f"{spread([100 * r[key] for r in runs])} %" for key in ("kept_bad", "dropped", "precision")),
-            spread([r["seconds"] for r in runs], ".0f"),
-        )  # fmt: skip
-    return [table]
 
 
 def main() -> None:
@@ -230,10 +231,14 @@ def main() -> None:
         "epochs": options.epochs, "width": options.width, "lr": options.lr, "batch_size": options.batch_size,
         "half": options.half,
     }  # fmt: skip
+    if options.features:
+        settings["features"] = options.features.name
+    features = cache(lambda: load_features(options.features).x)
     results = Results(options.output, settings)
 
     def work(job: Job) -> Row:
         pool = POOLS[options.pool](load(options.images, options.cache), job["share"], job["seed"])
+        pool = pool.looked_at(features()) if options.features else pool
         plan = Plan(
             options.epochs, options.lr * job["rate"], options.width, job["seed"], batch_size=options.batch_size,
             half=options.half,
@@ -256,6 +261,7 @@ def arguments() -> argparse.Namespace:
     )
     made.add_argument("--images", type=Path, help="folder of train/ and test/ (default: digits)")
     made.add_argument("--cache", type=Path, help="file that keeps the decoded images")
+    made.add_argument("--features", type=Path, help="of a pretrained network, by pretrained.py")
     made.add_argument("--pool", choices=list(POOLS), default="wrong labels", help="what is bad")
     made.add_argument("--share", type=float, nargs="+", default=[0.4], help="shares that are bad")
     made.add_argument("--epochs", type=int, default=30)

@@ -22,11 +22,15 @@ class Spoiled:
         images: As they are trained on.
         bad: Which training images are bad, boolean, shape (n,).
         wanted: Indices of training images that are known to be good, int64; empty where none is.
+        source: Place of each training image among those that the pool was made from, int64, shape (n,).
+        features: What a network that was trained on other images sees of each, shape (n, D), or None.
     """
 
     images: Images
     bad: Tensor
     wanted: Tensor
+    source: Tensor
+    features: Tensor | None = None
 
     def only(self, kept: Tensor) -> Images:
         """Some of the training images."""
@@ -36,6 +40,16 @@ class Spoiled:
         """The images that are known to be good."""
         return TensorDataset(*self.images.train[self.wanted])
 
+    def looked_at(self, features: Tensor) -> Spoiled:
+        """The same with features, of which there is a row for each image that the pool was made from."""
+        return replace(self, features=features[self.source])
+
+    def seen(self) -> Spoiled:
+        """The same pool with features in place of images."""
+        assert self.features is not None
+        held = TensorDataset(self.features, self.images.train.tensors[1])
+        return replace(self, images=replace(self.images, train=held))
+
 
 def wrong_labels(images: Images, share: float, seed: int) -> Spoiled:
     """Draw a share of the labels anew among the other classes; nothing is known to be good."""
@@ -44,7 +58,7 @@ def wrong_labels(images: Images, share: float, seed: int) -> Spoiled:
     wrong = torch.rand(len(x), generator=draw) < share
     other = (y + torch.randint(1, images.classes, (len(x),), generator=draw)) % images.classes
     made = replace(images, train=TensorDataset(x, torch.where(wrong, other, y)))
-    return Spoiled(made, wrong, torch.empty(0, dtype=torch.int64))
+    return Spoiled(made, wrong, torch.empty(0, dtype=torch.int64), torch.arange(len(x)))
 
 
 def junk(images: Images, share: float, seed: int) -> Spoiled:
@@ -74,7 +88,7 @@ def junk(images: Images, share: float, seed: int) -> Spoiled:
     )  # fmt: skip
     bad = torch.zeros(len(chosen), dtype=torch.bool)
     bad[len(good) : len(good) + len(others)] = True
-    return Spoiled(made, bad, torch.arange(len(good) + len(others), len(chosen)))
+    return Spoiled(made, bad, torch.arange(len(good) + len(others), len(chosen)), chosen)
 
 
 POOLS: dict[str, Callable[[Images, float, int], Spoiled]] = {
