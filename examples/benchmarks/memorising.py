@@ -53,20 +53,24 @@ from prunesampler import (
     suspects_from,
 )
 from prunesampler.base.indices import complement
+from prunesampler.pool.wanted import believed, doubts
 
 CHOOSING = 1 / 3
 """Share of the steps that choosing may take."""
 LAST = 3
 """Epochs at the end of a run whose mean error tells a small loss from a large one."""
+PRETRAINED = "pretrained"
+"""Ends the name of a method that looks at features of a network that was trained on other images."""
 
 
 @dataclass
 class Outcome:
-    """A run, what it was trained on, and the seconds of what came before."""
+    """A run, what it was trained on, the seconds of what came before, and what the features judged by are worth."""
 
     run: Run
     kept: Tensor
     before: float = 0.0
+    right: float | None = None
 
 
 Method = Callable[[Spoiled, Plan], Outcome]
@@ -147,7 +151,11 @@ def looked_at(
         scores = pruner.measure(model)
         assert scores is not None
         kept = torch.cat([choose(pool, scores, pruner), pool.wanted]).unique()
-        return on_the_rest(pool, plan, kept, 1 - CHOOSING, time.process_time() - started)
+        before = time.process_time() - started
+        held = scores.measurements
+        found = doubts(held, scores.wanted, believed(held, scores.influence))
+        outcome = on_the_rest(pool, plan, kept, 1 - CHOOSING, before)
+        return replace(outcome, right=found.right)
 
     return method
 
@@ -203,9 +211,9 @@ METHODS: dict[str, dict[str, Method]] = {
         "Target": looked_at(by_target, own_network),
         "audit, off-target": looked_at(by_audit, own_network),
         "nearest sure of the label": looked_at(by_neighbours, own_network),
-        "Target, pretrained": looked_at(by_target, pretrained),
-        "audit, pretrained": looked_at(by_audit, pretrained),
-        "nearest, pretrained": looked_at(by_neighbours, pretrained),
+        f"Target, {PRETRAINED}": looked_at(by_target, pretrained),
+        f"audit, {PRETRAINED}": looked_at(by_audit, pretrained),
+        f"nearest, {PRETRAINED}": looked_at(by_neighbours, pretrained),
     },
 }
 NAMES = list(dict.fromkeys(name for methods in METHODS.values() for name in methods))
@@ -215,7 +223,7 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
     for seed in options.seeds:
         for share in options.share:
             for method in options.methods:
-                of_features = method.endswith("pretrained")
+                of_features = method.endswith(PRETRAINED)
                 if method not in METHODS[options.pool] or (of_features and not options.features):
                     continue
                 rates = options.rates if method == WHOLE else options.rates[:1]
@@ -238,7 +246,7 @@ def main() -> None:
 
     def work(job: Job) -> Row:
         pool = POOLS[options.pool](load(options.images, options.cache), job["share"], job["seed"])
-        pool = pool.looked_at(features()) if options.features else pool
+        pool = pool.looked_at(features()) if job["method"].endswith(PRETRAINED) else pool
         plan = Plan(
             options.epochs, options.lr * job["rate"], options.width, job["seed"], batch_size=options.batch_size,
             half=options.half,
@@ -248,7 +256,7 @@ def main() -> None:
         return {
             "accuracy": outcome.run.accuracy, "seconds": outcome.run.seconds + outcome.before,
             "kept_bad": float(pool.bad[outcome.kept].float().mean()), "dropped": len(gone) / len(pool.bad),
-            "precision": float(pool.bad[gone].float().mean()) if len(gone) else 0.0,
+            "precision": float(pool.bad[gone].float().mean()) if len(gone) else 0.0, "right": outcome.right,
         }  # fmt: skip
 
     results.run(jobs(options), work, options.minutes)
