@@ -28,7 +28,7 @@ from prunesampler.measure.scored_set import ScoredSet
 from prunesampler.measure.tokens import TokenCrossEntropy
 from prunesampler.report.text import tell
 from prunesampler.sampling.loaders import check_batches
-from prunesampler.select.arguments import check_objects
+from prunesampler.select.arguments import check_can_be_met, check_objects
 from prunesampler.select.choosing import choose_together, frontier_together
 from prunesampler.select.estimate import Announced, Estimate, estimate
 from prunesampler.select.from_scores import AnswersFromScores
@@ -120,10 +120,9 @@ class InfluencePruner(AnswersFromScores):
         )
         objective = KeepHead() if objective is None else objective
         check_objects(budget, losses, curvature, solver, objective)
-        budget.count_of(self.num_samples)
+        labels = None if labels is None else checked_labels(labels, self.num_samples)
+        check_can_be_met(budget, self.num_samples, labels, constraints)
         objective.check(self.num_samples)
-        if constraints is not None:
-            constraints.indices(self.num_samples)
         self.budget = budget
         losses = CrossEntropy() if losses is None else losses
         self._selector = Selector(
@@ -132,7 +131,7 @@ class InfluencePruner(AnswersFromScores):
             objective=objective,
             curvature=AutoCurvature() if curvature is None else curvature,
             solver=anneal if solver is None else solver,
-            labels=None if labels is None else checked_labels(labels, self.num_samples),
+            labels=labels,
             constraints=constraints,
             center=center,
             seed=checked_seed(seed),

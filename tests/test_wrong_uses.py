@@ -21,6 +21,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from prunesampler import (
     Budget,
+    Constraints,
     InfluencePrunedSampler,
     InfluencePruner,
     PruningCallback,
@@ -133,6 +134,12 @@ ERRORS = {
         lambda k: InfluencePrunedSampler(Stream())),
     "a loader as dataset": (TypeError, "pass the dataset itself, not a loader",
         lambda k: InfluencePruner(k.loader, budget=Budget(count=1))),
+    "floors that leave too little, before anything is measured": (
+        ValueError, "but min_per_class=20 keeps 197 in 10 classes, which lets at most 3 go",
+        lambda k: k.pruner(budget=Budget(fraction=0.4, min_per_class=20), labels=k.data.tensors[1])),
+    "a sample that must stay and go, before anything is measured": (
+        ValueError, "sample 3 must be kept and must be pruned",
+        lambda k: k.pruner(constraints=Constraints(keep=[3], prune=[2, 3]))),
     "an empty dataset": (ValueError, "is empty; there is nothing to choose from",
         lambda k: InfluencePrunedSampler([])),
     "a rank that is not there": (ValueError, "rank=2 of num_replicas=2",

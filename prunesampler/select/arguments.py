@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from torch import nn
+from dataclasses import replace
 
+import torch
+from torch import Tensor, nn
+
+from prunesampler.influence.influence import Influence
+from prunesampler.influence.states import class_labels
 from prunesampler.select.objectives import Objective
-from prunesampler.solve.budget import Budget
+from prunesampler.solve.budget import Budget, Constraints
+from prunesampler.solve.problem import Problem
 
 
 def check_objects(
@@ -46,3 +52,28 @@ def check_objects(
             f"objective must be an object such as KeepHead(), Target(wanted) or Price(prices), got "
             f"{objective!r}; one of your own inherits from prunesampler.Objective"
         )
+
+
+def check_can_be_met(
+    budget: Budget, num_samples: int, labels: Tensor | None, constraints: Constraints | None
+) -> None:
+    """Check before anything is measured that a budget can be met, as far as classes are given.
+
+    Args:
+        budget: How much to prune.
+        num_samples: Number of samples n.
+        labels: Class of every sample, int64, shape (n,), or None to learn them in measuring.
+        constraints: Samples that must stay or go, or None.
+
+    Raises:
+        ValueError: If floors or constraints contradict it, or each other.
+
+    Examples:
+        >>> check_can_be_met(Budget(count=5, min_per_class=3), 6, torch.arange(6) % 2, None)
+        Traceback (most recent call last):
+        ValueError: the budget prunes 5 of 6 samples, but min_per_class=3 keeps 6 in 2 classes, which ...
+    """
+    if labels is None:
+        budget = replace(budget, min_per_class=0, proportional=False, per_class=None)
+    nothing = Influence.from_vectors(torch.zeros(num_samples, 1))
+    Problem.of(nothing, budget, class_labels(labels, num_samples), constraints).count()
