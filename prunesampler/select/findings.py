@@ -60,6 +60,14 @@ def suspect_labels(measurements: Measured, influence: Influence) -> tuple[Findin
         return Finding(*NOTHING, f"not applicable: {error}"), unknown
     assert held.labels is not None
     indices, sure = suspects(p, held.labels)
+    judged = p.gather(1, held.labels[:, None])[:, 0] if is_exact(influence) else judged
+    if 2 * len(indices) > len(held):
+        text = f"without the sample the layer believes {len(held) - len(indices)} of {len(held)} labels"
+        return Finding(
+            *NOTHING,
+            f"not applicable: {text}, so it knows too little to doubt the others; train longer, or take fewer "
+            "features than samples",
+        ), judged
     how = "" if is_exact(influence) else " (the curvature is approximate)"
     text = f"another class is {TIMES:.0f} times as probable, by the layer without the sample{how}"
     advice = (
@@ -67,8 +75,6 @@ def suspect_labels(measurements: Measured, influence: Influence) -> tuple[Findin
         if len(indices)
         else f"none: nowhere {text}"
     )
-    if is_exact(influence):
-        judged = p.gather(1, held.labels[:, None])[:, 0]
     return Finding(indices, sure, advice, believed=p[indices].argmax(1)), judged
 
 

@@ -166,6 +166,16 @@ def test_a_regression_says_what_it_can():
         scores.leave_one_out()
 
 
+def test_a_layer_that_knows_nothing_doubts_no_label():
+    """Fewer samples than features, and random weights: without its sample, every label is a guess."""
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(60, 100), torch.arange(60) % 5)
+    audit = pruner(data).measure(nn.Sequential(nn.Linear(100, 5))).audit()
+    assert len(audit.suspects) == 0
+    assert "not applicable: without the sample the layer believes" in audit.suspects.advice
+    assert "of 60 labels" in audit.suspects.advice
+
+
 def test_features_that_are_all_the_same_are_named():
     x = torch.ones(40, 12)
     data = TensorDataset(x, torch.arange(40) % 2)
