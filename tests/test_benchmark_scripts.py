@@ -321,6 +321,24 @@ def test_junk_in_a_network_runs(tmp_path):
     assert max(junk[method] for method in judged) < junk["all data"] / 2
 
 
+def test_the_audit_of_a_whole_pool_runs(tmp_path):
+    parts = {}
+    for part, held, count in (("train", digits().train, 600), ("test", digits().test, 20)):
+        x, y = (tensor[:count] for tensor in held.tensors)
+        order = y.argsort(stable=True)  # as a folder for each class has them
+        parts[part], parts[f"{part}_labels"] = x[order].flatten(1).half() / 16, y[order]
+        for number, k in enumerate(order.tolist()):
+            path = tmp_path / part / f"kind {int(y[k])}" / f"{number:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(x[k, 0].numpy()).convert("RGB").save(path)
+    save_file(parts, tmp_path / "features.safetensors")
+    options = ["--images", tmp_path, "--features", tmp_path / "features.safetensors"]
+    printed = run_python(BENCHMARKS / "whole_pool.py", *options, "--output", tmp_path / "pages")
+    assert json.loads(printed.splitlines()[-1])["samples"] == 600
+    assert "| 600 samples | found | share | |" in printed
+    assert "kind 3" in (tmp_path / "pages" / "selection.html").read_text()
+
+
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_a_pool_with_junk_is_what_it_says(share):
     images = digits()
