@@ -8,21 +8,23 @@ from typing import Annotated
 import typer
 
 from prunesampler import __version__
-from prunesampler.base.files import write_atomically
 from prunesampler.cli.comparing import compared
 from prunesampler.cli.facts import facts
 from prunesampler.cli.reading import (
     NAMES,
     Found,
-    check_room,
+    as_scores,
+    check_memory,
     read,
-    read_complete,
     read_images,
-    read_scores,
+    read_known,
+    read_whole,
     size_of,
 )
 from prunesampler.cli.rows import as_csv, as_indices, as_jsonl, columns
-from prunesampler.cli.terminal import refuse, refusing, table
+from prunesampler.cli.terminal import clean, refuse, refusing, table
+from prunesampler.cli.writing import check_output, write
+from prunesampler.select.audit import Audit
 from prunesampler.select.scores import Scores
 from prunesampler.select.selection import Selection
 
@@ -35,8 +37,14 @@ app = typer.Typer(
 File = Annotated[
     Path, typer.Argument(help="A selection, scores or a trajectory.", show_default=False)
 ]
-EACH = 100
-"""Bytes that a number takes in a list and as text, at most."""
+Wanted = Annotated[
+    Path | None,
+    typer.Option(
+        help="Scores of samples that are sure, by the same model, to find what is unlike them."
+    ),
+]
+EACH, CELL = 100, 50
+"""Bytes that a sample takes in columns, and a number with its name as text, at most."""
 
 
 def _version(wanted: bool) -> None:
@@ -97,31 +105,32 @@ def export(
     if indices + csv + jsonl != 1:
         raise refuse("give one of --indices, --csv and --jsonl")
     with refusing():
-        found = read(file)
+        place = None if output is None else check_output(output, [file])
+        found = read(file) if indices else read_known(file)
         _check_size(found)
         if indices:
-            text = as_indices(_selection(file, found))
-        else:
-            text = (as_csv if csv else as_jsonl)(columns(read_complete(file, found)))
-        _write(text, output)
+            write(as_indices(_selection(file, found)), place)
+            return
+        held = columns(found)
+        if place is not None:
+            check_memory(size_of(found) * len(held) * CELL, f"{len(held)} columns")
+        write((as_csv if csv else as_jsonl)(held), place)
 
 
 @app.command(epilog="Example: prunesampler audit scores.safetensors --wanted sure.safetensors")
 def audit(
     scores: Annotated[Path, typer.Argument(help="What Scores.save wrote.")],
-    wanted: Annotated[
-        Path | None, typer.Option(help="Scores of samples that are sure, by the same model.")
-    ] = None,
+    wanted: Wanted = None,
 ) -> None:
     """Tell what is wrong with a pool: near copies, suspect labels, off-target samples, imbalance."""
     with refusing():
-        sure = None if wanted is None else read_scores(wanted)
-        head, _, *rows = (line[2:-2].split(" | ", 3) for line in _lines(read_scores(scores), sure))
+        lines = str(_audited(scores, read_whole(scores), wanted)).splitlines()
+        head, _, *rows = ([cell.strip() for cell in line[1:-1].split("|", 3)] for line in lines)
         table(str(scores), head, rows)
 
 
 @app.command(
-    epilog="Example: prunesampler report pruned.safetensors -o report.html --images photos"
+    epilog="Example: prunesampler report scores.safetensors --wanted sure.safetensors -o pool.html"
 )
 def report(
     file: Annotated[Path, typer.Argument(help="A selection, or scores to be audited.")],
@@ -131,30 +140,44 @@ def report(
     scores: Annotated[
         Path | None, typer.Option(help="The scores that a selection was chosen from.")
     ] = None,
+    wanted: Wanted = None,
     images: Annotated[
         Path | None, typer.Option(help="Images in a folder for each class, in torchvision's order.")
     ] = None,
 ) -> None:
     """Write one page that shows a selection, or what is wrong with a pool."""
     with refusing():
-        found = read(file)
+        place = check_output(output, [file, scores, wanted])
+        found = read_whole(file)
         dataset = None if images is None else read_images(images)
-        _check_folder(output)
         if isinstance(found, Selection):
-            known = None if scores is None else read_scores(scores)
-            found.report(output, dataset=dataset, scores=known)
+            if wanted is not None:
+                raise ValueError(
+                    f"--wanted is for a report of scores, and {file} holds a selection; leave it out"
+                )
+            known = None if scores is None else as_scores(scores, read_whole(scores))
+            found.report(place, dataset=dataset, scores=known)
         elif isinstance(found, Scores):
-            read_scores(file).audit().report(output, dataset=dataset)
+            if scores is not None:
+                raise ValueError(
+                    f"--scores is for a report of a selection, and {file} holds scores; leave it out"
+                )
+            _audited(file, found, wanted).report(place, dataset=dataset)
         else:
             raise ValueError(
                 f"{file} holds {NAMES[type(found)]}; a report is of a selection or of scores"
             )
-        typer.echo(f"wrote {output}")
+        typer.echo(f"wrote {clean(str(output))}")
 
 
-def _lines(scores: Scores, wanted: Scores | None) -> list[str]:
-    """The lines of the table that an audit is as text."""
-    return str(scores.audit(wanted)).splitlines()
+def _audited(path: Path, found: Found, wanted: Path | None) -> Audit:
+    """The audit of scores, beside wanted samples if there are some; of those no curvature is needed.
+
+    Raises:
+        ValueError: If one file holds something else, or they do not fit together.
+    """
+    pool = as_scores(path, found)
+    return pool.audit(None if wanted is None else as_scores(wanted, read(wanted)))
 
 
 def _selection(file: Path, found: Found) -> Selection:
@@ -177,23 +200,4 @@ def _check_size(*found: Found) -> None:
         ValueError: If there is not.
     """
     for one in found:
-        check_room(size_of(one), EACH)
-
-
-def _check_folder(output: Path) -> None:
-    """Check that a file can be written there.
-
-    Raises:
-        ValueError: If there is no such folder.
-    """
-    if not output.parent.is_dir() or output.is_dir():
-        raise ValueError(f"{output} cannot be written: name a file in a folder that is there")
-
-
-def _write(text: str, output: Path | None) -> None:
-    """Write a text to a file, whole or not at all, or to the terminal."""
-    if output is None:
-        typer.echo(text, nl=False)
-    else:
-        _check_folder(output)
-        write_atomically(output, text.encode())
+        check_memory(size_of(one) * EACH, f"{size_of(one):,} samples")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import singledispatch
 
 import torch
@@ -107,7 +108,11 @@ def _losses(a: Scores, b: Scores) -> list[Row]:
 
 def _errors(a: Tensor, b: Tensor) -> list[Row]:
     """Headroom of both, and how alike the orders of the samples are that both know."""
-    rooms = [(f"headroom of {name}", f"{headroom(x):.2f}", "") for name, x in (("A", a), ("B", b))]
+    found = {name: headroom(x) for name, x in (("A", a), ("B", b))}
+    rooms = [
+        (f"headroom of {name}", "unknown" if math.isnan(share) else f"{share:.2f}", "")
+        for name, share in found.items()
+    ]
     known = ~(a.isnan() | b.isnan())
     a, b = a[known], b[known]
     if len(a) < 2:

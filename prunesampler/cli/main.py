@@ -1,5 +1,6 @@
 """What runs when somebody types ``prunesampler``."""
 
+import io
 import sys
 
 
@@ -16,4 +17,7 @@ def main() -> None:
             raise
         sys.stderr.write('the command line needs typer: pip install "prunesampler[cli]"\n')
         sys.exit(2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files hold what a terminal may not have
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ Found = Selection | Scores | Trajectory
 """What a file can hold."""
 LONGEST_HEADER = 10**8
 """Bytes; safetensors refuses longer ones."""
+COPIES = 2
+"""What is in memory of a file while it is read: its bytes, and tensors of them."""
 NAMES = {Selection: "a selection", Scores: "scores", Trajectory: "a trajectory"}
 
 
@@ -59,26 +63,14 @@ def read(path: Path) -> Found:
         ...     read(Path(file.name)).num_samples
         3
     """
-    try:
-        name, _ = kind_of(_head(path))
-        if name == SELECTION[0]:
-            return Selection.load(path)
-        if name == TRAJECTORY[0]:
-            return Trajectory.load(path)
-        if name == STATE[0] and "scores" not in unpack_state(path.read_bytes()):
-            raise ValueError("it is the state of a run, which only that run's callback reads")
-        if name == STATE[0]:
-            return Scores.load(path, curvature=Unmade())
-    except ValueError as error:
-        raise _of(path, error) from error
-    raise ValueError(f"{path}: this release knows no files of {name!r}")
+    return _read(path, Unmade())
 
 
-def read_scores(path: Path) -> Scores:
-    """Scores with the curvature that they were made with.
+def read_whole(path: Path) -> Found:
+    """What a file holds; scores with the curvature that they were made with.
 
     Raises:
-        ValueError: If the file holds something else.
+        ValueError: If it is not a whole file of this package, or names a curvature of the user's own.
         OSError: If it cannot be read.
 
     Examples:
@@ -88,26 +80,80 @@ def read_scores(path: Path) -> Scores:
         >>> pruner = InfluencePruner(data, budget=Budget(count=20), progress=False)
         >>> with tempfile.NamedTemporaryFile() as file:
         ...     pruner.measure(torch.nn.Linear(4, 3)).save(file.name)
-        ...     len(read_scores(Path(file.name)))
-        60
+        ...     read_whole(Path(file.name)).curvature
+        AutoCurvature(damping=None)
     """
-    found = read(path)
+    return _read(path, None)
+
+
+def read_known(path: Path) -> Found:
+    """What a file holds; scores with their curvature, unless it is one of the user's own.
+
+    Raises:
+        ValueError: If it is not a whole file of this package.
+        OSError: If it cannot be read.
+
+    Examples:
+        >>> read_known(Path("nowhere"))
+        Traceback (most recent call last):
+        FileNotFoundError: [Errno 2] No such file or directory: 'nowhere'
+    """
+    try:
+        return read_whole(path)
+    except ValueError:
+        return read(path)
+
+
+def as_scores(path: Path, found: Found) -> Scores:
+    """What a file holds, if these are scores.
+
+    Raises:
+        ValueError: If it holds something else.
+
+    Examples:
+        >>> import torch
+        >>> as_scores(Path("seen"), Trajectory(torch.ones(2, 3)))
+        Traceback (most recent call last):
+        ValueError: seen holds a trajectory; give a file that Scores.save wrote
+    """
     if not isinstance(found, Scores):
         raise ValueError(f"{path} holds {NAMES[type(found)]}; give a file that Scores.save wrote")
+    return found
+
+
+def _read(path: Path, curvature: Curvature | None) -> Found:
+    """What a file holds; of scores with this curvature, or with that which they were made with.
+
+    Raises:
+        ValueError: If it is not a whole file of this package, or the state of a run.
+    """
     try:
-        return Scores.load(path)
+        name, _ = kind_of(_head(path))
+        if name == SELECTION[0]:
+            return Selection.load(path)
+        if name == TRAJECTORY[0]:
+            return Trajectory.load(path)
+        if name == STATE[0]:
+            return _scores(path, curvature)
     except ValueError as error:
         raise _of(path, error) from error
+    raise ValueError(f"{path}: this release knows no files of {name!r}")
 
 
-def read_complete(path: Path, found: Found) -> Found:
-    """What `read` found, of scores with their curvature; without it where it is one of the user's own."""
-    if not isinstance(found, Scores):
-        return found
+def _scores(path: Path, curvature: Curvature | None) -> Scores:
+    """Scores, which are written as the states of runs are.
+
+    Raises:
+        ValueError: If the file is damaged, or such a state.
+    """
     try:
-        return read_scores(path)
-    except ValueError:
-        return found
+        return Scores.load(path, curvature=curvature)
+    except ValueError as error:
+        if "scores" in unpack_state(path.read_bytes()):
+            raise
+        raise ValueError(
+            "it is the state of a run, which only that run's callback reads"
+        ) from error
 
 
 def size_of(found: Found) -> int:
@@ -132,35 +178,56 @@ def read_images(folder: Path) -> Dataset[Any]:
         from torchvision.datasets import ImageFolder
     except ImportError as error:
         raise ImportError("--images needs torchvision: pip install torchvision") from error
-    found: Dataset[Any] = ImageFolder(str(folder))
+    found: Dataset[Any] = ImageFolder(str(folder), loader=_image)
     return found
 
 
-def check_room(count: int, each: int) -> None:
-    """Check that there is memory for so many things, since a damaged file can claim any number.
-
-    Args:
-        count: Number of things.
-        each: Bytes that each takes.
+def _image(path: str) -> Any:
+    """An image in a file; a pipe of that name, which may never end, is not read.
 
     Raises:
-        ValueError: If there is not.
+        ValueError: If it is no file.
+    """
+    from torchvision.datasets.folder import default_loader
+
+    if not os.path.isfile(path):
+        raise ValueError("it is no file")
+    return default_loader(path)
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Check that there is memory, since a damaged file can claim any size.
+
+    Args:
+        needed: Number of bytes.
+        what: What takes them.
+
+    Raises:
+        ValueError: If there is less.
 
     Examples:
-        >>> check_room(10**15, each=9)
+        >>> check_memory(10**15, "ten samples")
         Traceback (most recent call last):
-        ValueError: 1,000,000,000,000,000 samples take 8.38e+06 GiB, but there are ...
+        ValueError: ten samples take 9.31e+05 GiB, but there are ...
     """
     free = available_bytes()
-    if free is not None and count * each > free:
+    if free is not None and needed > free:
         raise ValueError(
-            f"{count:,} samples take {gibibytes(count * each)}, but there are {gibibytes(free)}: take a "
-            "larger machine, or a file that is not damaged"
+            f"{what} take {gibibytes(needed)}, but there are {gibibytes(free)}: take a larger machine, or a "
+            "file that is not damaged"
         )
 
 
 def _head(path: Path) -> bytes:
-    """The beginning of a file, up to where its header ends."""
+    """The beginning of a file, up to where its header ends.
+
+    Raises:
+        ValueError: If it is none on a disk, which can have no end, or it is larger than the memory.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise ValueError("it is a pipe or a device; write what it gives into a file, and give that")
+    check_memory(found.st_size * COPIES, "its bytes and tensors")
     with path.open("rb") as file:
         length = file.read(8)
         return length + file.read(min(int.from_bytes(length, "little"), LONGEST_HEADER))

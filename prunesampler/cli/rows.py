@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import singledispatch
 from typing import Any
 
@@ -19,6 +19,7 @@ from prunesampler.select.selection import Selection
 from prunesampler.train.trajectory import Trajectory
 
 CHUNK = 4096
+"""Rows that are made at a time, so that a reader who wants only the first gets them at once."""
 Columns = dict[str, Tensor]
 """One tensor of n numbers for each column; NaN where nothing is known."""
 
@@ -73,49 +74,59 @@ def _of_trajectory(found: Trajectory) -> Columns:
     return index | {f"error_{epoch}": row for epoch, row in enumerate(found.errors)}
 
 
-def as_csv(table: Columns) -> str:
-    """Comma-separated values with a line of names; what is unknown is empty.
+def as_csv(table: Columns) -> Iterator[str]:
+    """Comma-separated values with a line of names, in pieces of some lines; what is unknown is empty.
 
     Examples:
-        >>> as_csv({"index": torch.arange(2), "error": torch.tensor([0.1, math.nan])}).splitlines()
+        >>> text = as_csv({"index": torch.arange(2), "error": torch.tensor([0.1, math.nan])})
+        >>> "".join(text).splitlines()
         ['index,error', '0,0.1', '1,']
     """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(table)
-    writer.writerows([_text(value) for value in row] for row in _rows(table))
-    return file.getvalue()
+    yield _lines_of([table])
+    for rows in _rows(table):
+        yield _lines_of([_text(value) for value in row] for row in rows)
 
 
-def as_jsonl(table: Columns) -> str:
-    r"""One JSON object in each line; what is unknown is null.
+def as_jsonl(table: Columns) -> Iterator[str]:
+    r"""One JSON object in each line, in pieces of some lines; what is unknown is null.
 
     Examples:
-        >>> as_jsonl({"index": torch.arange(1), "kept": torch.tensor([True])})
-        '{"index": 0, "kept": true}\n'
+        >>> list(as_jsonl({"index": torch.arange(1), "kept": torch.tensor([True])}))
+        ['{"index": 0, "kept": true}\n']
     """
     names = list(table)
-    lines = [json.dumps(dict(zip(names, row, strict=True))) for row in _rows(table)]
-    return "".join(f"{line}\n" for line in lines)
+    for rows in _rows(table):
+        lines = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
+        yield "".join(f"{line}\n" for line in lines)
 
 
-def as_indices(selection: Selection) -> str:
-    r"""The indices that are kept, one in each line.
+def as_indices(selection: Selection) -> Iterator[str]:
+    r"""The indices that are kept, one in each line, in pieces of some lines.
 
     Examples:
         >>> from prunesampler import Budget
-        >>> as_indices(Selection(torch.tensor([1]), 3, 0.1, 0.1, None, Budget(count=1)))
-        '0\n2\n'
+        >>> list(as_indices(Selection(torch.tensor([1]), 3, 0.1, 0.1, None, Budget(count=1))))
+        ['0\n2\n']
     """
-    return "".join(f"{index}\n" for index in selection.kept.tolist())
+    kept = selection.kept
+    for start in range(0, len(kept), CHUNK):
+        yield "".join(f"{index}\n" for index in kept[start : start + CHUNK].tolist())
 
 
-def _rows(table: Columns) -> Iterator[tuple[Any, ...]]:
-    """The rows, with None where nothing is known; numbers to seven digits, as float32 has them."""
+def _lines_of(rows: Iterable[Iterable[str]]) -> str:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue()
+
+
+def _rows(table: Columns) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows, some at a time, with None where nothing is known; numbers to seven digits, as float32 has them."""
     for start in range(0, len(table["index"]), CHUNK):
         parts = [column[start : start + CHUNK].tolist() for column in table.values()]
-        for row in zip(*parts, strict=True):
-            yield tuple(_rounded(value) if isinstance(value, float) else value for value in row)
+        yield [
+            tuple(_rounded(value) if isinstance(value, float) else value for value in row)
+            for row in zip(*parts, strict=True)
+        ]
 
 
 def _rounded(value: float) -> float | None:

@@ -14,6 +14,8 @@ from rich.text import Text
 
 LONGEST = 600
 """Characters of a text that came from a file."""
+NARROW = 60
+"""Columns of a terminal in which no more than two of a table can be read beside each other."""
 
 
 @contextmanager
@@ -84,12 +86,23 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
         kind scores
         <BLANKLINE>
     """
+    console = Console(file=sys.stdout)
+    cells = [[clean(cell) for cell in row] for row in rows]
+    if console.width < NARROW and len(head) > 2:
+        cells = [[name, _beneath(head[1:], more)] for name, *more in cells]
+        head = (head[0], "")
     drawn = Table(
         title=Text(clean(title)), title_justify="left", box=SIMPLE_HEAD, show_header=any(head)
     )
     for number, name in enumerate(head):
         drawn.add_column(name, overflow="fold", style="bold" if not number else None)
-    for row in rows:
-        drawn.add_row(*(Text(clean(cell)) for cell in row))
-    write = Console(file=sys.stdout).print
+    for row in cells:
+        drawn.add_row(*map(Text, row))
+    write = console.print
     write(drawn)
+
+
+def _beneath(head: Sequence[str], cells: Sequence[str]) -> str:
+    """The cells of a row beneath each other, with the names of their columns, where they have some."""
+    known = [(name, cell) for name, cell in zip(head, cells, strict=True) if cell]
+    return "\n".join(f"{name}: {cell}" if name else cell for name, cell in known)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from prunesampler.measure.isolation import preserved_random_state
 from prunesampler.measure.undisturbed import undisturbed
@@ -17,6 +18,8 @@ from prunesampler.page.texts import short
 
 LABELS = ("label", "labels", "target", "targets", "y")
 """Names under which a mapping holds the label of a sample."""
+NESTED = 16
+"""Subsets within each other, at most, since one could hold itself."""
 
 
 @dataclass(frozen=True)
@@ -123,19 +126,49 @@ class Names:
 
     @classmethod
     def in_dataset(cls, dataset: Any) -> Names:
-        """The names in ``dataset.classes`` if that is a list of texts, as in torchvision."""
+        """The names that a dataset has, if they are texts; else none.
+
+        They are ``dataset.classes``, as in torchvision, or the ``names`` of the label in
+        ``dataset.features``, as in Hugging Face's datasets; of a `Subset` those of what it is a part of.
+
+        Args:
+            dataset: Any dataset, or None.
+
+        Examples:
+            >>> from types import SimpleNamespace
+            >>> animals = SimpleNamespace(features={"label": SimpleNamespace(names=["cat", "dog"])})
+            >>> Names.in_dataset(Subset(animals, [1])).known
+            ('cat', 'dog')
+        """
         try:
-            classes = getattr(dataset, "classes", None)
-        except Exception:  # a property may fail
-            classes = None
-        texts = isinstance(classes, (list, tuple)) and all(isinstance(c, str) for c in classes)
-        return cls(tuple(classes) if texts else ())  # type: ignore[arg-type]
+            names = _names(dataset)
+            texts = isinstance(names, (list, tuple)) and all(isinstance(c, str) for c in names)
+            return cls(tuple(names) if texts else ())
+        except Exception:  # a property of the user's code may raise anything
+            return cls(())
 
     def of(self, label: int | None) -> str:
         """The name of a class, else its number."""
         if label is None:
             return "unknown"
         return self.known[label] if 0 <= label < len(self.known) else str(label)
+
+
+def _names(dataset: Any) -> Any:
+    """What may be the names of a dataset's classes, or None."""
+    for _ in range(NESTED):
+        if not isinstance(dataset, Subset):
+            break
+        dataset = dataset.dataset  # other wrappers may number the classes anew
+    classes = getattr(dataset, "classes", None)
+    if classes is not None:
+        return classes
+    features = getattr(dataset, "features", None)
+    if not isinstance(features, Mapping):
+        return None
+    # The first that is there, as of a sample: the names must be those of the labels that are shown.
+    column = next((name for name in LABELS if name in features), None)
+    return None if column is None else getattr(features[column], "names", None)
 
 
 def spread(indices: Tensor, most: int) -> list[int]:

@@ -148,11 +148,15 @@ class Scores:
             "wanted_outline": self.wanted_outline,
         }
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all into one safetensors file, whole or not at all: ``4 n (2 C + D + 4)`` bytes."""
+    def to_bytes(self) -> bytes:
+        """The scores in the format of `save`."""
         made_by = {"kind": type(self.curvature).__name__, **_options(self.curvature)}
         more = {"samples": len(self), "curvature": made_by, "centred": self.centred}
-        write_atomically(Path(path), pack_state({"scores": self.state_dict(), **more}))
+        return pack_state({"scores": self.state_dict(), **more})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all into one safetensors file, whole or not at all: ``4 n (2 C + D + 4)`` bytes."""
+        write_atomically(Path(path), self.to_bytes())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, curvature: Curvature | None = None) -> Scores:
