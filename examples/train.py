@@ -122,6 +122,7 @@ class Run:
             epochs=options.epochs,
             accelerator=self.accelerator,
             on_selection=self._save_selection,
+            report=options.output_dir / "pages" if options.pages else None,
         )
 
     def _save_selection(self, selection) -> None:
@@ -263,6 +264,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output-dir", type=Path, default=Path("runs/train"))
+    parser.add_argument("--pages", action="store_true", help="write a page after each selection")
     parser.add_argument("--resume", action="store_true", help="go on where a run was killed")
     return parser.parse_args()
 

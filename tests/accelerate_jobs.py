@@ -166,16 +166,24 @@ def redrawn():
 
 
 def tracked():
-    """Three epochs with TensorBoard."""
+    """A selection with TensorBoard and its page, beside one without."""
     accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(FOLDER))
     accelerator.init_trackers("run")
     dataset = data(110)
     sampler = InfluencePrunedSampler(dataset)
-    pruning = PruningCallback(sampler, pruner(dataset), warmup_epochs=1, accelerator=accelerator)
+    pages = FOLDER / f"pages-{WORLD}"
+    pruning = PruningCallback(
+        sampler, pruner(dataset), warmup_epochs=1, accelerator=accelerator, report=pages
+    )
     selection = pruning.on_epoch_end(0, network(), step=14)
     accelerator.end_training()
-    figures = {"shift": selection.shift, "newton_shift": selection.newton_shift}
-    return {**figures, "folder": str(FOLDER / "run")}
+    accelerator.wait_for_everyone()
+    plain = PruningCallback(InfluencePrunedSampler(dataset), pruner(dataset), warmup_epochs=1)
+    return {
+        "shift": selection.shift, "newton_shift": selection.newton_shift, "folder": str(FOLDER / "run"),
+        "kept": sampler.kept.tolist(), "plain": plain.on_epoch_end(0, network()).kept.tolist(),
+        "pages": sorted(map(str, pages.iterdir())),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """Under accelerate, what the plan said is what happens."""
 
 from itertools import chain
+from pathlib import Path
 
 import pytest
 from conftest import Jobs
+from html_checks import checked
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.slow
 EVERYWHERE = ["modes", "middle", "redrawn"]
-job = Jobs("accelerate_jobs.py", {1: [*EVERYWHERE, "tracked"], 2: EVERYWHERE})
+job = Jobs("accelerate_jobs.py", {1: [*EVERYWHERE, "tracked"], 2: [*EVERYWHERE, "tracked"]})
 
 
 def flat(batches):
@@ -67,3 +69,15 @@ def test_trackers_receive_the_figures():
     (kept,), (shift,) = events.Scalars("pruning/kept"), events.Scalars("pruning/shift")
     assert (kept.step, kept.value) == (14, 66)
     assert shift.value == pytest.approx(found["shift"], rel=1e-6)
+    (path,) = events.Tensors("pruning/report/text_summary")
+    assert [path.tensor_proto.string_val[0].decode()] == found["pages"]
+
+
+def test_pages_change_nothing_and_are_written_once():
+    for processes in (1, 2):
+        ranks = job("tracked", processes)
+        for rank in ranks:
+            assert rank["kept"] == rank["plain"] == ranks[0]["kept"]
+            assert [Path(page).name for page in rank["pages"]] == ["epoch-0000.html"]
+        html = Path(ranks[0]["pages"][0]).read_text()
+        assert "Kept share per class" in checked(html).text

@@ -323,7 +323,7 @@ def test_junk_in_a_network_runs(tmp_path):
 
 def test_the_audit_of_a_whole_pool_runs(tmp_path):
     parts = {}
-    for part, held, count in (("train", digits().train, 600), ("test", digits().test, 20)):
+    for part, held, count in (("train", digits().train, 600), ("test", digits().test, 60)):
         x, y = (tensor[:count] for tensor in held.tensors)
         order = y.argsort(stable=True)  # as a folder for each class has them
         parts[part], parts[f"{part}_labels"] = x[order].flatten(1).half() / 16, y[order]

@@ -102,6 +102,7 @@ class HoldsPruning:
         scores_dir: str | os.PathLike[str] | None = None,
         on_error: Literal["raise", "continue"] = "raise",
         recorder: TrajectoryRecorder | None = None,
+        report: str | os.PathLike[str] | None = None,
     ) -> None:
         checked_on_error(on_error)  # at once, not when functions of the trainer are called
         self._given: tuple[Any, Any] = (sampler, pruner)
@@ -114,6 +115,7 @@ class HoldsPruning:
             scores_dir=scores_dir,
             on_error=on_error,
             recorder=recorder,
+            report=report,
         )
         # The plan of a run of any length, and that of the current run once its length is known.
         self._any_plan = EpochsPlan(warmup_epochs, refresh_every, redraw_every, final_full_epochs)

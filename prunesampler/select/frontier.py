@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,10 @@ class Frontier:
             ImportError: If matplotlib is not installed.
         """
         return draw_shifts(ax, self.array.T[:4])
+
+    def __iter__(self) -> Iterator[Selection]:
+        """The selections, by ascending fraction."""
+        return iter(self.selections)
 
     def _repr_html_(self) -> str:
         return as_html(str(self))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from prunesampler.influence.headroom import headroom
@@ -17,8 +18,9 @@ from prunesampler.select.measured import (
     distributions_section,
     gallery_sections,
 )
+from prunesampler.select.moment import Moment, changes_section, plan_section
 from prunesampler.select.samples import Names
-from prunesampler.select.sections import headroom_section
+from prunesampler.select.sections import frontier_section, headroom_section
 from prunesampler.select.verdict import Compared, compare
 from prunesampler.solve.budget import Budget
 
@@ -65,38 +67,93 @@ class Selected(Split, Protocol):
         """What is proved, predicted and neither."""
 
 
-def selection_page(selection: Selected, dataset: Any, measures: Measures | None) -> Page:
+@dataclass(frozen=True)
+class Beside:
+    """What is known beside a selection, and shown on its page.
+
+    Args:
+        dataset: The dataset that it is of, or None.
+        measures: What scores know of the samples, or None.
+        frontier: Further selections from the same scores.
+        moment: When in a run it was made, or None.
+
+    Examples:
+        >>> Beside(["a", "b"]).measures is None
+        True
+    """
+
+    dataset: Any = None
+    measures: Measures | None = None
+    frontier: Sequence[Selected] = ()
+    moment: Moment | None = None
+
+
+def selection_page(selection: Selected, beside: Beside) -> Page:
     """The page of a selection.
 
     Args:
         selection: The selection.
-        dataset: The dataset that it is of, or None.
-        measures: What scores know of the samples, or None.
+        beside: What else is known.
     """
-    names, sections = Names.in_dataset(dataset), [_decision(selection)]
+    return Page(
+        "Selection" if beside.moment is None else f"Selection · {beside.moment.title}",
+        _headline(selection),
+        (selection.verdict,),
+        list(_sections(selection, beside)),
+        _missing(beside),
+    )
+
+
+def _sections(selection: Selected, beside: Beside) -> Iterator[Section]:
+    """The parts of the page, from the decision to how it was made."""
+    measures, moment = beside.measures, beside.moment
+    names = Names.in_dataset(beside.dataset)
+    yield _decision(selection, moment)
     share = selection.metadata.get("headroom")
     if share is None and measures is not None:
         share = headroom(measures.errors)
     if share is not None:
-        sections.append(headroom_section(float(share)))
+        yield headroom_section(float(share))
+    frontier = _frontier(selection, beside.frontier)
+    if frontier is not None:
+        yield frontier
     if measures is not None:
         if measures.labels is not None:
-            sections.append(classes_section(selection, measures.labels, names))
-        sections.append(distributions_section(selection, measures))
-    if dataset is not None:
-        sections += gallery_sections(selection, dataset, measures, names)
-    sections.append(_settings(selection))
-    wanting = {"scores=": measures, "dataset=": dataset}
-    absent = [name for name, given in wanting.items() if given is None]
+            yield classes_section(selection, measures.labels, names)
+        yield distributions_section(selection, measures)
+    if moment is not None and moment.before is not None:
+        yield changes_section(selection, moment.before)
+    if beside.dataset is not None:
+        yield from gallery_sections(selection, beside.dataset, measures, names)
+    plan = None if moment is None else plan_section(moment, selection.num_samples)
+    if plan is not None:
+        yield plan
+    yield _settings(selection)
+
+
+def _missing(beside: Beside) -> str:
+    """What would be shown with more arguments."""
+    wanting = {"scores=": beside.measures, "dataset=": beside.dataset}
     shown = {"scores=": "classes and distributions", "dataset=": "samples"}
-    missing = " and ".join(f"{shown[name]} are shown with {name}" for name in absent)
-    return Page(
-        "Selection",
-        _headline(selection),
-        (selection.verdict,),
-        sections,
-        f"Of this selection, {missing}." if missing else "",
-    )
+    absent = [
+        f"{shown[name]} are shown with {name}" for name, given in wanting.items() if given is None
+    ]
+    return f"Of this selection, {' and '.join(absent)}." if absent else ""
+
+
+def _frontier(selection: Selected, others: Sequence[Selected]) -> Section | None:
+    """The shifts of further selections and random sets, beside that of this one."""
+    if not others:
+        return None
+    every = [*others, selection]
+    share = [len(each.pruned) / each.num_samples for each in every]
+    own = [(at, each.shift) for at, each in zip(share, every, strict=True)]
+    random = [
+        (at, float(each.metadata["random_shift"]))
+        for at, each in zip(share, every, strict=True)
+        if each.metadata.get("random_shift") is not None
+    ]
+    return frontier_section(own, random, own[-1])
 
 
 def _headline(selection: Selected) -> tuple[str, ...]:
@@ -108,20 +165,20 @@ def _headline(selection: Selected) -> tuple[str, ...]:
     return (*head[:2], f"{head[2]}, and the layer is predicted to move ", percent(ratio), end)
 
 
-def _decision(selection: Selected) -> Section:
+def _decision(selection: Selected, moment: Moment | None) -> Section:
     """What was decided, and what it is predicted to cost."""
     pairs = compare(selection.shift, selection.newton_shift, selection.metadata)
     facts = [line.partition(": ") for line in selection.certificate.splitlines()]
     return Section(
         "decision",
         "What was decided, and its predicted cost",
-        cards=tuple(_cards(selection)),
+        cards=tuple(_cards(selection, moment)),
         charts=_against_random(pairs),
         facts=tuple((name.capitalize(), said) for name, _, said in facts),
     )
 
 
-def _cards(selection: Selected) -> Iterator[Card]:
+def _cards(selection: Selected, moment: Moment | None) -> Iterator[Card]:
     kept, n, pruned = len(selection.kept), selection.num_samples, len(selection.pruned)
     yield Card("Samples kept", count(kept), f"of {count(n)}; {count(pruned)} are left out")
     facts = selection.metadata
@@ -139,10 +196,18 @@ def _cards(selection: Selected) -> Iterator[Card]:
     share = selection.curvature_share
     if share is not None and not math.isnan(share):
         yield Card("Curvature kept", percent(share), "in the direction that keeps least")
+    yield from _time(facts, moment)
+
+
+def _time(facts: Mapping[str, Any], moment: Moment | None) -> Iterator[Card]:
+    """The time that selecting took, by its stages and beside that of an epoch, as far as it is known."""
     seconds = [(stage, facts.get(f"{stage}_seconds")) for stage in STAGES]
     known = [(stage, took) for stage, took in seconds if took is not None]
-    if known:
-        parts = ", ".join(f"{stage} {figure(took)} s" for stage, took in known)
+    parts = ", ".join(f"{stage} {figure(took)} s" for stage, took in known)
+    if moment is not None:
+        note = "; ".join(filter(None, (moment.share, parts)))
+        yield Card("Time it took", f"{figure(moment.seconds)} s", note)
+    elif known:
         yield Card("Time it took", f"{figure(sum(took for _, took in known))} s", parts)
 
 

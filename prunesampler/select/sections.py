@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from prunesampler.influence.headroom import COSTS, PAYS, advice
 from prunesampler.page.charts import Bar, bars, meter
 from prunesampler.page.layout import Chart, Section
-from prunesampler.page.texts import count, sentence
+from prunesampler.page.lines import Line, lines
+from prunesampler.page.texts import count, figure, percent, sentence
 
 HALF, ONE = 12, 6
 """Bars in each of two charts of classes; of more than that the first and the last are shown. And in a single chart."""
@@ -41,6 +42,47 @@ def headroom_section(share: float) -> Section:
         "trained from scratch."
     )
     return Section("headroom", "Headroom", (meaning,), charts=(chart,))
+
+
+def frontier_section(
+    points: Sequence[tuple[float, float]],
+    random: Sequence[tuple[float, float]],
+    chosen: tuple[float, float],
+) -> Section | None:
+    """The shift against the share that is pruned, with the chosen point; None where no shift is known.
+
+    Args:
+        points: Shares pruned, each with the predicted shift of its set.
+        random: The same of random sets.
+        chosen: That of the selection which a page is of.
+
+    Examples:
+        >>> frontier_section([(0.1, 1.0), (0.5, 3.0)], [(0.1, 4.0)], (0.5, 3.0)).title
+        'Frontier'
+        >>> frontier_section([], [], (0.5, 3.0)) is None
+        True
+    """
+    known, drawn = (_finite(part) for part in (points, random))
+    if not known:
+        return None
+    held = [Line("chosen sets", "kept", known), Line("random sets", "other", drawn)]
+    ends = " to ".join(
+        f"{figure(shift)} at {percent(share)}" for share, shift in (known[0], known[-1])
+    )
+    mark = chosen if math.isfinite(chosen[1]) else None
+    chart = Chart(
+        "Predicted shift against the share that is pruned",
+        lines([line for line in held if line.points], f"The shift of chosen sets: {ends}.", mark),
+        f"The dot is this selection, {percent(chosen[0])} pruned. Where the lines meet, choosing gains nothing.",
+    )
+    return Section(
+        "frontier", "Frontier", ("What pruning more, or less, would cost.",), charts=(chart,)
+    )
+
+
+def _finite(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """The points of finite heights, from left to right."""
+    return tuple(sorted(point for point in points if math.isfinite(point[1])))
 
 
 def class_charts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from prunesampler.base.indices import complement
 from prunesampler.page.drawings import draw_bars
 from prunesampler.page.layout import render
 from prunesampler.page.tables import table
+from prunesampler.select.fields import budget_from, check_weights, number, optional
 from prunesampler.select.measured import Measures
-from prunesampler.select.pages import selection_page
+from prunesampler.select.moment import Moment
+from prunesampler.select.pages import Beside, selection_page
 from prunesampler.select.samples import check_length
 from prunesampler.select.scores import Scores, check_same
 from prunesampler.select.verdict import (
@@ -100,7 +103,7 @@ class Selection:
         if len(pruned) and (pruned[0] < 0 or pruned[-1] >= n or (pruned.diff() <= 0).any()):
             raise ValueError(f"pruned indices must be ascending, distinct and within 0 to {n - 1}")
         if self.weights is not None:
-            _check_weights(self.weights, n - len(pruned))
+            check_weights(self.weights, n - len(pruned))
 
     @property
     def kept(self) -> Tensor:
@@ -193,7 +196,13 @@ class Selection:
         write_atomically(Path(path), self.to_bytes())
 
     def report(
-        self, path: str | os.PathLike[str], dataset: Any = None, scores: Scores | None = None
+        self,
+        path: str | os.PathLike[str],
+        dataset: Any = None,
+        scores: Scores | None = None,
+        *,
+        frontier: Iterable[Selection] = (),
+        moment: Moment | None = None,
     ) -> None:
         """Write one HTML file that shows the selection, whole or not at all; it needs no network.
 
@@ -202,9 +211,12 @@ class Selection:
             dataset: The dataset that was measured, to show some of its samples, with names of classes where it has
                 them in ``dataset.classes``; it is left as it was.
             scores: The scores that the selection was made from, to show classes, errors and influence.
+            frontier: Further selections from the same scores, as a `Frontier` holds them, to show what pruning
+                more or less would cost.
+            moment: When in a training run it was made, to show what changed, the plan and the time that it took.
 
         Raises:
-            ValueError: If the dataset or the scores have another number of samples.
+            ValueError: If the dataset, the scores or the frontier are of another number of samples.
             ImportError: If jinja2 or Pillow is not installed.
 
         Examples:
@@ -217,7 +229,15 @@ class Selection:
         if scores is not None:
             check_same(scores, self.num_samples, None)
             measures = Measures(scores.measurements.errors, scores.labels, scores.influence)
-        write_atomically(Path(path), render(selection_page(self, dataset, measures)).encode())
+        others = tuple(frontier)
+        sizes = {other.num_samples for other in others} - {self.num_samples}
+        if sizes:
+            raise ValueError(
+                f"the frontier is of {max(sizes)} samples and the selection is of {self.num_samples}; give one that "
+                "was made from the same scores"
+            )
+        beside = Beside(dataset, measures, others, moment)
+        write_atomically(Path(path), render(selection_page(self, beside)).encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Selection:
@@ -259,46 +279,15 @@ class Selection:
         try:
             return cls(
                 pruned=tensors["pruned"],
-                num_samples=_number(header["num_samples"], int),
-                shift=_number(header["shift"], float),
-                newton_shift=_number(header["newton_shift"], float),
-                bound=_optional(header["bound"]),
-                budget=_budget(header["budget"]),
+                num_samples=number(header["num_samples"], int),
+                shift=number(header["shift"], float),
+                newton_shift=number(header["newton_shift"], float),
+                bound=optional(header["bound"]),
+                budget=budget_from(header["budget"]),
                 metadata=checked_facts(header["metadata"]),
-                curvature_share=_optional(header["curvature_share"]),
-                loss_bound=_optional(header["loss_bound"]),
+                curvature_share=optional(header["curvature_share"]),
+                loss_bound=optional(header["loss_bound"]),
                 weights=tensors.get("weights"),
             )
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"not a complete selection: {error!r}") from error
-
-
-def _budget(fields: Any) -> Budget:
-    """The budget in a file; ignores ``min_curvature``, which earlier versions wrote."""
-    if not isinstance(fields, dict):
-        raise TypeError(f"the budget must be values by name, got {fields!r}")
-    return Budget(**{name: value for name, value in fields.items() if name != "min_curvature"})
-
-
-def _check_weights(weights: Tensor, kept: int) -> None:
-    if weights.dtype != torch.float32 or weights.shape != (kept,):
-        raise ValueError(
-            f"weights must be float32 of shape ({kept},), one per kept sample, got {weights.dtype} "
-            f"of shape {tuple(weights.shape)}"
-        )
-    wrong = (~(weights.isfinite() & (weights >= 0))).nonzero().flatten()
-    if len(wrong):
-        raise ValueError(
-            f"weights must be finite and at least 0, got {float(weights[wrong[0]])} for kept sample "
-            f"{int(wrong[0])}; take them from InfluencePruner.weights"
-        )
-
-
-def _optional(value: Any) -> float | None:
-    return None if value is None else float(_number(value, float))
-
-
-def _number(value: Any, kind: type) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, kind)):
-        raise TypeError(f"{value!r} is not a number")
-    return kind(value)

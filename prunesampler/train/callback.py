@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from prunesampler.base.checks import check_state, warn, whole_number
-from prunesampler.base.processes import check_world, current_group
+from prunesampler.base.checks import check_state, whole_number
+from prunesampler.base.processes import check_world
 from prunesampler.pruner import InfluencePruner
-from prunesampler.report.text import figures, summary, tell
 from prunesampler.sampling.sampler import InfluencePrunedSampler
+from prunesampler.select.moment import Moment
 from prunesampler.select.selection import Selection
+from prunesampler.train.announcing import Announcements, Pages
 from prunesampler.train.counting import (
     ResumePoint,
     check_epoch,
@@ -27,7 +28,7 @@ from prunesampler.train.counting import (
 )
 from prunesampler.train.epochs import EpochsPlan
 from prunesampler.train.planning import PlansSteps
-from prunesampler.train.pruners import Pruner
+from prunesampler.train.pruners import Pruner, check_schedule
 from prunesampler.train.recorder import TrajectoryRecorder
 from prunesampler.train.redraws import Redraws
 from prunesampler.train.run import Run
@@ -76,6 +77,8 @@ class PruningCallback(PlansSteps):
         on_error: Whether a failed selection, or a failed trial, ends the run (``"raise"``) or is
             reported in one warning each while the kept samples stay as they are (``"continue"``).
             Mistakes in the calls themselves are always raised.
+        report: Folder into which rank 0 writes a page after every selection, ``epoch-0004.html`` after
+            epoch 4; trackers of the accelerator get its path. A page that cannot be written is a warning.
         recorder: Recorder of the run's trajectory, told of the end of each epoch before anything is
             chosen; by default that of the pruner, if it has one.
 
@@ -122,6 +125,7 @@ class PruningCallback(PlansSteps):
         scores_dir: str | os.PathLike[str] | None = None,
         on_error: Literal["raise", "continue"] = "raise",
         recorder: TrajectoryRecorder | None = None,
+        report: str | os.PathLike[str] | None = None,
     ) -> None:
         self._on_error = checked_on_error(on_error)
         self.plan = EpochsPlan(
@@ -132,16 +136,7 @@ class PruningCallback(PlansSteps):
                 f"final_full_epochs={final_full_epochs} with epochs=None: it needs to know the number "
                 "of epochs; give epochs="
             )
-        if redraw_every is not None and not isinstance(pruner, InfluencePruner):
-            raise ValueError(
-                f"redraw_every={redraw_every} draws from an InfluencePruner's scores, and the pruner is a "
-                f"{type(pruner).__name__}; use refresh_every= instead"
-            )
-        if refresh_every is None and getattr(pruner, "changes", False):
-            warn(
-                f"the samples of a {type(pruner).__name__} are meant to be others in every epoch, and without "
-                "refresh_every= they are chosen once; give refresh_every=1"
-            )
+        check_schedule(pruner, redraw_every, refresh_every)
         check_fit(sampler, pruner)
         if accelerator is not None:
             check_world(accelerator.num_processes, sampler.num_replicas)
@@ -150,7 +145,10 @@ class PruningCallback(PlansSteps):
         self.recorder = getattr(pruner, "recorder", None) if recorder is None else recorder
         self.log: Callable[[dict[str, float], int], Any] | None
         self.log = None if accelerator is None else accelerator.log
-        self._accelerator, self._on_selection = accelerator, on_selection
+        self._accelerator = accelerator
+        dataset = getattr(pruner, "dataset", sampler.dataset)
+        pages = None if report is None else Pages(report, dataset, accelerator)
+        self._told = Announcements(pruner.progress, on_selection, pages)
         self.managed = False
         self._scores_dir = None if scores_dir is None else Path(scores_dir)
         self._loaded = ResumePoint(self)
@@ -163,7 +161,10 @@ class PruningCallback(PlansSteps):
         if self.plan.redraw_every is not None and isinstance(self.pruner, InfluencePruner):
             redraws = Redraws(self.pruner, self._scores_dir)
         self._watch = Watch(self.sampler, self._accelerator)
-        self._run = Run(self.sampler, self.pruner, self._watch, redraws, self._on_error)
+        self._run = Run(
+            self.sampler, self.pruner, self._watch, redraws, self._on_error,
+            hold_scores=self._told.pages is not None,
+        )  # fmt: skip
         self._loaded.ended = None
         self.sampler.listening.expect_call()
 
@@ -247,25 +248,24 @@ class PruningCallback(PlansSteps):
         self.sampler.listening.called()
         if run.last_end is None and not self.managed and self._accelerator is None:
             check_sharing(self.sampler)
+        before = self.sampler.kept
         due = run.due(self.plan, coming)
         selection = run.do(due, self.plan, coming, model)
         if selection is not None:
             self.selection = selection
-            self._announce(selection, coming - 1, step, started)
+            whole = len(before) == self.sampler.num_samples
+            moment = Moment(
+                coming - 1,
+                time.perf_counter() - started,
+                None if run.last_end is None else started - run.last_end,
+                self.plan.sizes(self.sampler.num_samples, len(selection.kept)),
+                None if whole else before,
+            )
+            at = coming - 1 if step is None else step
+            self._told.of(selection, moment, run.take_scores(), step=at, log=self.log)
         self._loaded.ended = None
         run.end_epoch(coming - 1)
         return selection
-
-    def _announce(self, selection: Selection, epoch: int, step: int | None, started: float) -> None:
-        """Report a selection to the terminal, the trackers and the user's function."""
-        before, seconds = self._run.last_end, time.perf_counter() - started
-        if current_group().rank == 0:
-            epoch_seconds = None if before is None else started - before
-            tell(summary(epoch, selection, seconds, epoch_seconds), self.pruner.progress)
-        if self.log is not None:
-            self.log(figures(selection, seconds), epoch if step is None else step)
-        if self._on_selection is not None:
-            self._on_selection(selection)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the run, with the sampler's; save the one of rank 0.

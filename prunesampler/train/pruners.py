@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from prunesampler.base.checks import warn
+from prunesampler.pruner import InfluencePruner
 from prunesampler.select.selection import Selection
 from prunesampler.solve.budget import Budget
 from prunesampler.train.recorder import TrajectoryRecorder
@@ -60,3 +62,29 @@ class Pruner(Protocol):
     def look(self) -> str | None:
         """Look at the dataset, and return ``outline``."""
         return self.outline
+
+
+def check_schedule(pruner: Pruner, redraw_every: int | None, refresh_every: int | None) -> None:
+    """Check that a pruner can choose as often as it is to, and warn where it would choose too rarely.
+
+    Args:
+        pruner: The pruner.
+        redraw_every: Number of epochs between two sets from the same scores, or None.
+        refresh_every: Number of epochs between two selections, or None.
+
+    Raises:
+        ValueError: If sets are to be drawn from scores, and the pruner has none.
+
+    Examples:
+        >>> check_schedule(InfluencePruner([1, 2, 3], budget=Budget(count=1)), 1, None)
+    """
+    if redraw_every is not None and not isinstance(pruner, InfluencePruner):
+        raise ValueError(
+            f"redraw_every={redraw_every} draws from an InfluencePruner's scores, and the pruner is a "
+            f"{type(pruner).__name__}; use refresh_every= instead"
+        )
+    if refresh_every is None and getattr(pruner, "changes", False):
+        warn(
+            f"the samples of a {type(pruner).__name__} are meant to be others in every epoch, and without "
+            "refresh_every= they are chosen once; give refresh_every=1"
+        )

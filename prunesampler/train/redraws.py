@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunesampler.base.files import pack_state, unpack_state, write_atomically
+from prunesampler.base.files import unpack_state, write_atomically
 from prunesampler.base.indices import complement
 from prunesampler.base.processes import current_group, together
 from prunesampler.pruner import InfluencePruner
@@ -24,8 +24,8 @@ class Redraws:
 
     Args:
         pruner: Pruner that measures and draws.
-        folder: Folder into which rank 0 writes the measurements, so that states only name the file;
-            None to store them in every state.
+        folder: Folder into which rank 0 writes the measurements, so that states only name the file, which
+            `Scores.load` reads, too; None to store them in every state.
 
     Examples:
         >>> from torch.utils.data import TensorDataset
@@ -44,6 +44,11 @@ class Redraws:
         self._file: str | None = None  # file with the measurements, named by its content
         self._scores: Scores | None = None  # on rank 0 only
         self._ages = torch.zeros(pruner.num_samples, dtype=torch.int64)
+
+    @property
+    def scores(self) -> Scores | None:
+        """The scores that sets are drawn from, on rank 0 and once they are measured."""
+        return self._scores
 
     def draw(self, model: nn.Module, kept: Tensor, *, measure: bool) -> Selection:
         """The next selection; call it on all processes.
@@ -70,7 +75,7 @@ class Redraws:
     def _write(self) -> None:
         """Write the measurements into their own file, if there is a folder."""
         if self._folder is not None and self._scores is not None:
-            data = pack_state(self._scores.state_dict())
+            data = self._scores.to_bytes()
             self._file = None  # if writing fails, states hold the scores themselves
             name = f"scores-{hashlib.blake2b(data, digest_size=12).hexdigest()}.safetensors"
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +98,12 @@ class Redraws:
         data = file.read_bytes()
         if hashlib.blake2b(data, digest_size=12).hexdigest() not in name:
             raise ValueError(f"{file} is damaged: its content is not what its name says")
-        return unpack_state(data)
+        held = unpack_state(data).get("scores")
+        if not isinstance(held, Mapping):
+            raise ValueError(
+                f"{file} is not what Scores.save writes: an older release wrote it; measure again"
+            )
+        return held
 
     def state_dict(self) -> dict[str, Any]:
         """The ages, and the measurements or the name of their file, on rank 0 only.

@@ -11,7 +11,9 @@ from torch import nn
 
 from prunesampler.base.checks import warn
 from prunesampler.base.processes import current_group, together
+from prunesampler.pruner import InfluencePruner
 from prunesampler.sampling.sampler import InfluencePrunedSampler
+from prunesampler.select.scores import Scores
 from prunesampler.select.selection import Selection
 from prunesampler.train.epochs import Due, EpochsPlan
 from prunesampler.train.pruners import Pruner
@@ -31,6 +33,7 @@ class Run:
         redraws: Source of further sets from the same scores, or None to measure for every set.
         on_error: Whether a failed selection, or a failed trial, ends the run (``"raise"``) or is
             reported in one warning each (``"continue"``).
+        hold_scores: Whether the scores of a selection are held until `take_scores`.
 
     Attributes:
         selected: whether a selection was made.
@@ -59,9 +62,12 @@ class Run:
         watch: Watch,
         redraws: Redraws | None,
         on_error: Literal["raise", "continue"],
+        *,
+        hold_scores: bool = False,
     ) -> None:
         self._sampler, self._pruner, self._watch = sampler, pruner, watch
-        self._on_error = on_error
+        self._on_error, self._hold_scores = on_error, hold_scores
+        self._scores: Scores | None = None
         self.redraws = redraws
         self._failed = False  # whether a selection failed
         self._reason: str | None = None  # why the trial or a selection failed
@@ -98,6 +104,11 @@ class Run:
             self._failed = self._failed or selection is None
         return selection
 
+    def take_scores(self) -> Scores | None:
+        """The scores of the last selection, once, where they are held: on rank 0, and if there are any."""
+        held, self._scores = self._scores, None
+        return held
+
     def end_epoch(self, epoch: int) -> None:
         """Note that everything due at the end of this epoch was done."""
         self.ended, self.last_end = epoch, time.perf_counter()
@@ -129,10 +140,14 @@ class Run:
         group.meet("on_epoch_end")
         if not self.selected:
             self._pruner.check_order(sampler.dataset)
-        if self.redraws is None:
-            selection = self._pruner.choose(coming, model)
-        else:
+        if self.redraws is not None:
             selection = self.redraws.draw(model, sampler.kept, measure=measure)
+            self._scores = self.redraws.scores if self._hold_scores else None
+        elif self._hold_scores and isinstance(self._pruner, InfluencePruner):
+            self._scores = self._pruner.measure(model)
+            selection = self._pruner.choose_from(self._scores)
+        else:
+            selection = self._pruner.choose(coming, model)
         together(group, partial(sampler.restrict, selection))
         state = sampler.state_dict()
         group.check_equal("the samplers", repr((state["n"], state["seed"], state["kept"])).encode())

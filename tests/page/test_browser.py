@@ -6,6 +6,7 @@ import torch
 from test_layout import HOSTILE
 
 from prunesampler import Budget, ExactCurvature, InfluencePruner, Target
+from prunesampler.select.moment import Moment
 
 pytestmark = [
     pytest.mark.browser,
@@ -102,7 +103,12 @@ def pages(tmp_path_factory):
     )  # fmt: skip
     scores, broken = pruner.measure(model), Broken(300, 0)
     scores.audit().report(folder / "audit.html", broken)
-    pruner.choose_from(scores).report(folder / "selection.html", broken, scores)
+    selection = pruner.choose_from(scores)
+    lengths = (300, 300) + (150,) * 8
+    selection.report(
+        folder / "selection.html", broken, scores, frontier=[selection],
+        moment=Moment(1, 3.0, 2.0, lengths, torch.arange(0, 300, 2)),
+    )  # fmt: skip
     return folder
 
 

@@ -15,6 +15,7 @@ from html_checks import checked
 from prunesampler import (
     Budget,
     ExactCurvature,
+    Frontier,
     InfluencePruner,
     Selection,
     SquaredError,
@@ -166,6 +167,34 @@ def test_reports_without_data_say_what_is_missing(made, tmp_path):
     assert not seen.of("img")
     assert "Samples are shown with dataset=." in words(seen)
     assert words(reported(selection, tmp_path / "page.html", None, scores)[1]).count("Influence")
+
+
+@pytest.mark.filterwarnings("ignore:the .* pruned samples are no better")
+def test_a_frontier_is_drawn_with_the_chosen_point(made, tmp_path):
+    pool, selection, scores, _ = made
+    found = [
+        InfluencePruner(pool, budget=Budget(fraction=share), progress=False).choose_from(scores)
+        for share in (0.2, 0.4, 0.8)
+    ]
+    path = tmp_path / "page.html"
+    selection.report(path, frontier=Frontier(tuple(found)))
+    html = path.read_text(encoding="utf-8")
+    (drawing,) = (svg for svg in re.findall("<svg.*?</svg>", html) if "chosen sets" in svg)
+    # Four points, of which this selection is one, for the sets and as many for random ones.
+    assert drawing.count('class="kept curve"') == drawing.count('class="other curve"') == 3
+    assert drawing.count('class="pointer"') == 1
+    assert "60 % pruned" in words(checked(html))
+    with pytest.raises(
+        ValueError, match="the frontier is of 6 samples and the selection is of 240"
+    ):
+        selection.report(tmp_path / "other.html", frontier=[plain()])
+    assert not (tmp_path / "other.html").exists()
+
+
+def test_a_frontier_without_shifts_is_left_out(tmp_path):
+    unknown = plain(shift=math.nan, newton_shift=math.nan)
+    unknown.report(tmp_path / "page.html", frontier=[unknown])
+    assert "Frontier" not in checked((tmp_path / "page.html").read_text()).text
 
 
 def test_other_lengths_are_refused_before_anything_is_written(made, tmp_path):

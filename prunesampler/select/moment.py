@@ -1,0 +1,132 @@
+"""Where in a training run a selection was made, and what a page says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from prunesampler.base.indices import complement
+from prunesampler.page.charts import Bar, bars
+from prunesampler.page.layout import Chart, Section
+from prunesampler.page.texts import count, figure, percent
+from prunesampler.select.measured import Split
+
+MOST = 12
+"""Stretches of epochs that a page shows; of more the first ones."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in a training run a selection was made.
+
+    Args:
+        epoch: Epoch that ended before it, counted from 0.
+        seconds: Number of seconds that selecting took in all.
+        epoch_seconds: Number of seconds that the epoch before it took, or None if unknown.
+        lengths: Number of samples of each epoch of the run; empty where its end is unknown.
+        before: Indices of the samples that were kept before it, int64, or None if those were all.
+
+    Examples:
+        >>> Moment(4, 2.0, 10.0, (50,) * 5 + (30,) * 15, None).title
+        'After epoch 4'
+    """
+
+    epoch: int
+    seconds: float
+    epoch_seconds: float | None
+    lengths: tuple[int, ...]
+    before: Tensor | None
+
+    @property
+    def title(self) -> str:
+        """When it was, in words."""
+        return f"After epoch {self.epoch}"
+
+    @property
+    def share(self) -> str:
+        """The time that selecting took beside that of an epoch, in words; nothing where that is unknown."""
+        if not self.epoch_seconds:
+            return ""
+        ratio = self.seconds / self.epoch_seconds
+        return f"{percent(ratio)} of the epoch before it, which took {figure(self.epoch_seconds)} s"
+
+
+def plan_section(moment: Moment, num_samples: int) -> Section | None:
+    """The number of samples in each epoch of the run, and what that saves; None where its end is unknown.
+
+    Args:
+        moment: When the selection was made.
+        num_samples: Number of samples n.
+
+    Examples:
+        >>> plan_section(Moment(4, 2.0, 10.0, (50,) * 5 + (30,) * 15, None), 50).sentences[0][:54]
+        'The 20 epochs of the run have 700 samples together, 70'
+    """
+    if not moment.lengths:
+        return None
+    total, epochs = sum(moment.lengths), len(moment.lengths)
+    told = (
+        f"The {count(epochs)} epochs of the run have {count(total)} samples together, "
+        f"{percent(total / (epochs * num_samples))} of what as many epochs on all data have."
+    )
+    rows = [
+        Bar(
+            name, f"{count(size)} samples each",
+            (("kept", size / num_samples), ("gone", 1 - size / num_samples)),
+        )
+        for name, size in _stretches(moment.lengths)
+    ]  # fmt: skip
+    alternative = "; ".join(f"{row.name}: {row.value}" for row in rows)
+    chart = Chart(
+        "Samples in each epoch", bars(rows, f"{alternative}."),
+        f"Of {count(num_samples)}, as planned after epoch {moment.epoch}; later selections have the same budget.",
+    )  # fmt: skip
+    return Section("plan", "Plan of the run", (told,), charts=(chart,))
+
+
+def _stretches(lengths: tuple[int, ...]) -> Iterator[tuple[str, int]]:
+    """Neighbouring epochs of as many samples, and that number; the first ones of very many."""
+    start = 0
+    for number, (size, same) in enumerate(groupby(lengths)):
+        end = start + len(list(same))
+        if number == MOST:
+            return
+        yield (f"epoch {start}" if end - start == 1 else f"epochs {start} to {end - 1}"), size
+        start = end
+
+
+def changes_section(split: Split, before: Tensor) -> Section:
+    """How many samples came back and how many went, against the set before.
+
+    Args:
+        split: The new set.
+        before: Indices of the samples that were kept before it, int64.
+    """
+    n, kept, pruned = split.num_samples, split.kept, split.pruned
+    out_before = complement(before, n)
+    stays, back = kept[torch.isin(kept, before)], kept[torch.isin(kept, out_before)]
+    gone = pruned[torch.isin(pruned, before)]
+    both_out = len(pruned) - len(gone)
+    rows = [
+        Bar(name, f"{count(size)}, {percent(size / n)}", ((look, size / n),))
+        for name, size, look in (
+            ("kept again", len(stays), "kept"),
+            ("came back", len(back), "fair"),
+            ("left out now", len(gone), "pruned"),
+            ("left out again", both_out, "gone"),
+        )
+    ]
+    said = ", ".join(f"{row.name} {row.value}" for row in rows)
+    chance = percent(len(before) / n)
+    told = (
+        f"Of the {count(len(kept))} samples that stay, {percent(len(stays) / len(kept))} stayed before, too; of a "
+        f"set drawn at random it would be {chance}."
+    )
+    chart = Chart(
+        "Against the set before", bars(rows, f"{said}."), f"Shares of all {count(n)} samples."
+    )
+    return Section("changes", "What changed", (told,), charts=(chart,))
