@@ -1,7 +1,7 @@
-"""How little each label of a pool is believed by two layers: the pool's own, and one fitted to wanted samples.
+"""How little each label of a pool is believed, by wanted samples and by the pool itself.
 
-Two independent opinions about a label beat either. Both are ``-log p(label)``, brought to mean zero and
-variance one over the pool, and added.
+Each gives two opinions: a layer's, ``-log p(label)``, and that of the nearest neighbours. Opinions that differ in
+where they err beat the best of them; all four are brought to mean zero and variance one over the pool, and added.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from prunesampler.influence.leave_one_out import check_classes, is_exact, leave_
 from prunesampler.influence.measurements import Measurements
 from prunesampler.influence.sequences import Measured
 from prunesampler.influence.top_rows import TopHessian
+from prunesampler.pool.opinions import by_pool, by_wanted
 
 COMPONENTS = 128
 """Principal components of the features that the wanted samples' layer sees."""
@@ -33,7 +34,7 @@ UNLABELLED = (
     "the class of each sample is not known, without which no label can be doubted; measure with "
     "losses=CrossEntropy() on class indices"
 )
-ERRORS = 2.0
+ERRORS = 2.5
 """Standard errors above which a share of off-target samples is no chance."""
 EXACT = 2048
 """Size R up to which the leave-one-out loss is exact."""
@@ -62,7 +63,7 @@ class Doubts:
 
         How many: were all of the pool like the wanted, half of it would be doubted less than their median
         is. As far as it is less than half, the rest is something else. None where that could be chance, two
-        standard errors; for junk that is doubted as little as the wanted, it is too few.
+        and a half standard errors; for junk that is doubted as little as the wanted, it is too few.
 
         Source of the estimate: Storey, "A direct approach to false discovery rates", JRSS B 2002.
 
@@ -81,7 +82,7 @@ class Doubts:
 
 
 def doubts(pool: Measured, wanted: Measured, believed: Tensor) -> Doubts:
-    """Doubt of every label, by the pool's layer and by one that is fitted to the wanted samples.
+    """Doubt of every label, by layers of the pool and of the wanted samples, and by neighbours among both.
 
     Args:
         pool: Measurements of n samples.
@@ -109,12 +110,15 @@ def doubts(pool: Measured, wanted: Measured, believed: Tensor) -> Doubts:
     classes = held.hessian.size()[0]
     (x, z), labels = _components(held.inputs, sure.inputs), held.labels
     layer, kept_out = _fit(z, sure.labels, classes)
-    by_target = _surprise((x @ layer.T).softmax(1), labels)
-    by_pool = -believed.double().clamp(min=LEAST).log()
-    wanted_by_target = _surprise(kept_out, sure.labels)
-    wanted_by_pool = -own_probability(sure).double().clamp(min=LEAST).log()
+    seen = x[:, :-1], labels, z[:, :-1], sure.labels  # without the bias
+    opinions = (
+        (_surprise((x @ layer.T).softmax(1), labels), _surprise(kept_out, sure.labels)),
+        (_unbelieved(believed), _unbelieved(own_probability(sure))),
+        by_pool(*seen),
+        by_wanted(*seen),
+    )
     found, of_wanted = torch.zeros(len(held)).double(), torch.zeros(len(sure)).double()
-    for mine, theirs in ((by_target, wanted_by_target), (by_pool, wanted_by_pool)):
+    for mine, theirs in opinions:
         mean, deviation = mine.mean(), mine.std().clamp(min=1e-12)
         found += (mine - mean) / deviation
         of_wanted += (theirs - mean) / deviation
@@ -239,5 +243,8 @@ def _kept_out(x: Tensor, labels: Tensor, layer: Tensor, penalty: float) -> Tenso
 
 
 def _surprise(probabilities: Tensor, labels: Tensor) -> Tensor:
-    own = probabilities.double().gather(1, labels[:, None])[:, 0]
-    return -own.clamp(min=LEAST).log()
+    return _unbelieved(probabilities.gather(1, labels[:, None])[:, 0])
+
+
+def _unbelieved(probability: Tensor) -> Tensor:
+    return -probability.double().clamp(min=LEAST).log()
