@@ -80,6 +80,9 @@ class InfluencePruner(AnswersFromScores):
         storage: Folder for the measurements that are large, where memory is short. The files have no
             names, and nothing is left of them when the process ends.
 
+    Attributes:
+        heard: function that is called with the scores of every measurement, on rank 0, or None.
+
     Raises:
         TypeError: For anything but a map-style dataset.
         ValueError: For an empty dataset, a budget that does not fit it, or contradicting arguments.
@@ -153,6 +156,7 @@ class InfluencePruner(AnswersFromScores):
             room=Room(None if storage is None else Path(storage)),
         )
         self.dataset, self.progress = score_dataset, progress
+        self.heard: Callable[[Scores], None] | None = None
         self._own_collate = collate_fn is not None or like is not None
         known = (ClosedFormLoss, TokenCrossEntropy)
         self._own_losses = gradients is None and not isinstance(losses, known)
@@ -246,7 +250,10 @@ class InfluencePruner(AnswersFromScores):
                 wanted_outline=None if sure is None else ScoredSet(sure).look(self.reading),
             )  # fmt: skip
 
-        return together(group, score)
+        scores = together(group, score)
+        if scores is not None and self.heard is not None:
+            self.heard(scores)
+        return scores
 
     def check(self, model: nn.Module, *, loader: DataLoader[Any] | None = None) -> None:
         """Measure one batch on trial, to find mistakes before training; call it on all processes.

@@ -149,6 +149,7 @@ def report(
     with refusing():
         place = check_output(output, [file, scores, wanted])
         found = read_whole(file)
+        _check_size(found)
         dataset = None if images is None else read_images(images)
         if isinstance(found, Selection):
             if wanted is not None:

@@ -58,6 +58,11 @@ class Doubts:
     unknown: Tensor
     right: float = 1.0
 
+    @property
+    def known(self) -> bool:
+        """Whether the features tell more of the wanted samples' classes than not: else they judge no label."""
+        return self.right > 0.5
+
     def off_target(self) -> Tensor:
         """The samples that the wanted are not like, the most doubted first, int64, shape (k,).
 

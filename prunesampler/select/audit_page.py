@@ -83,10 +83,17 @@ def _kinds(audit: Audited) -> dict[str, Finding]:
     }
 
 
+def _absent(finding: Finding) -> bool:
+    """Whether this could not be looked for."""
+    return finding.advice.startswith(INAPPLICABLE)
+
+
 def _headline(audit: Audited) -> tuple[str, ...]:
     found = [(name, len(finding)) for name, finding in _kinds(audit).items() if len(finding)]
     if not found:
-        return "Nothing was found in ", count(audit.num_samples), " samples."
+        absent = any(_absent(finding) for finding in _kinds(audit).values())
+        where = " samples by what could be looked for." if absent else " samples."
+        return "Nothing was found in ", count(audit.num_samples), where
     verbs = {
         "near copies": ("is a near copy", "are near copies"),
         "suspect labels": ("has a suspect label", "have suspect labels"),
@@ -103,7 +110,12 @@ def _headline(audit: Audited) -> tuple[str, ...]:
 def _sentences(audit: Audited) -> tuple[str, ...]:
     gone = torch.cat([finding.indices for finding in _kinds(audit).values()]).unique()  # type: ignore[no-untyped-call]
     if not len(gone):
-        return ("No sample needs to go by what could be looked for.",)
+        absent = [name for name, finding in _kinds(audit).items() if _absent(finding)]
+        return (
+            (f"Not looked for: {listed(absent)}; below is why.",)
+            if absent
+            else ("No sample needs to go.",)
+        )
     left = audit.num_samples - len(gone)
     return (
         f"Without any of them {count(left)} samples are left, {percent(left / audit.num_samples)}; a sample can be "
@@ -114,7 +126,7 @@ def _sentences(audit: Audited) -> tuple[str, ...]:
 def _found(audit: Audited) -> Section:
     cards = []
     for name, finding in _kinds(audit).items():
-        absent = finding.advice.startswith(INAPPLICABLE)
+        absent = _absent(finding)
         value = "not looked for" if absent else count(len(finding))
         share = "" if absent else f"{percent(len(finding) / audit.num_samples)} of all; "
         cards.append(

@@ -19,7 +19,7 @@ from prunesampler.pool.neighbours import (
     repeats,
     unusual,
 )
-from prunesampler.pool.suspects import TIMES, suspects
+from prunesampler.pool.suspects import TIMES, agreement, suspects
 from prunesampler.pool.wanted import doubts, own_probability
 
 
@@ -46,6 +46,8 @@ class Finding:
         return len(self.indices)
 
 
+ACT = "drop them, or take objective=Target(wanted) with a budget of your own"
+GUESSED = "too few to drop any by; take features of a pretrained network"
 NOTHING = torch.empty(0, dtype=torch.int64), torch.empty(0)
 
 
@@ -61,12 +63,12 @@ def suspect_labels(measurements: Measured, influence: Influence) -> tuple[Findin
     assert held.labels is not None
     indices, sure = suspects(p, held.labels)
     judged = p.gather(1, held.labels[:, None])[:, 0] if is_exact(influence) else judged
-    if 2 * len(indices) > len(held):
-        text = f"without the sample the layer believes {len(held) - len(indices)} of {len(held)} labels"
+    right, chance, told = agreement(p, held.labels)
+    if not told:
         return Finding(
             *NOTHING,
-            f"not applicable: {text}, so it knows too little to doubt the others; train longer, or take fewer "
-            "features than samples",
+            f"not applicable: without the sample the layer names the label of {right:.0%} of them, chance of "
+            f"{chance:.0%}, so it knows too little to doubt any; train longer, or take fewer features than samples",
         ), judged
     how = "" if is_exact(influence) else " (the curvature is approximate)"
     text = f"another class is {TIMES:.0f} times as probable, by the layer without the sample{how}"
@@ -174,6 +176,6 @@ def off_target(measurements: Measured, wanted: Measured | None, own: Tensor) -> 
     text = f"{lacking} have a label that no wanted sample has; " if lacking else ""
     advice = (
         f"{text}so many labels are doubted more than the {len(wanted)} wanted samples' are, by features that tell the "
-        f"class of {found.right:.0%} of these: drop them, or take objective=Target(wanted) with a budget of your own"
+        f"class of {found.right:.0%} of these: {ACT if found.known else GUESSED}"
     )
     return Finding(indices, (ranks / len(wanted)).float(), advice)

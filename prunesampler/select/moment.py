@@ -27,11 +27,11 @@ class Moment:
         epoch: Epoch that ended before it, counted from 0.
         seconds: Number of seconds that selecting took in all.
         epoch_seconds: Number of seconds that the epoch before it took, or None if unknown.
-        lengths: Number of samples of each epoch of the run; empty where its end is unknown.
+        lengths: Number of samples of the next epoch and of each after it; empty where the end is unknown.
         before: Indices of the samples that were kept before it, int64, or None if those were all.
 
     Examples:
-        >>> Moment(4, 2.0, 10.0, (50,) * 5 + (30,) * 15, None).title
+        >>> Moment(4, 2.0, 10.0, (30,) * 15, None).title
         'After epoch 4'
     """
 
@@ -52,45 +52,43 @@ class Moment:
         if not self.epoch_seconds:
             return ""
         ratio = self.seconds / self.epoch_seconds
-        return f"{percent(ratio)} of the epoch before it, which took {figure(self.epoch_seconds)} s"
+        often = f"{ratio:,.0f} times" if ratio > 10 else f"{percent(ratio)} of"
+        return f"{often} the epoch before it, which took {figure(self.epoch_seconds)} s"
 
 
 def plan_section(moment: Moment, num_samples: int) -> Section | None:
-    """The number of samples in each epoch of the run, and what that saves; None where its end is unknown.
+    """The number of samples in each epoch that is left, and what that saves; None where the end is unknown.
 
     Args:
         moment: When the selection was made.
         num_samples: Number of samples n.
 
     Examples:
-        >>> plan_section(Moment(4, 2.0, 10.0, (50,) * 5 + (30,) * 15, None), 50).sentences[0][:54]
-        'The 20 epochs of the run have 700 samples together, 70'
+        >>> plan_section(Moment(4, 2.0, 10.0, (30,) * 15, None), 50).sentences[0][:53]
+        'The 15 epochs that are left have 450 samples together'
     """
     if not moment.lengths:
         return None
     total, epochs = sum(moment.lengths), len(moment.lengths)
+    left = "epoch that is left has" if epochs == 1 else "epochs that are left have"
     told = (
-        f"The {count(epochs)} epochs of the run have {count(total)} samples together, "
+        f"The {count(epochs)} {left} {count(total)} samples together, "
         f"{percent(total / (epochs * num_samples))} of what as many epochs on all data have."
     )
     rows = [
-        Bar(
-            name, f"{count(size)} samples each",
-            (("kept", size / num_samples), ("gone", 1 - size / num_samples)),
-        )
-        for name, size in _stretches(moment.lengths)
-    ]  # fmt: skip
+        Bar(name, f"{count(size)} samples each", (("kept", min(1.0, size / num_samples)),))
+        for name, size in _stretches(moment.lengths, moment.epoch + 1)
+    ]
     alternative = "; ".join(f"{row.name}: {row.value}" for row in rows)
     chart = Chart(
         "Samples in each epoch", bars(rows, f"{alternative}."),
-        f"Of {count(num_samples)}, as planned after epoch {moment.epoch}; later selections have the same budget.",
+        f"Of {count(num_samples)}; later selections have the same budget.",
     )  # fmt: skip
     return Section("plan", "Plan of the run", (told,), charts=(chart,))
 
 
-def _stretches(lengths: tuple[int, ...]) -> Iterator[tuple[str, int]]:
-    """Neighbouring epochs of as many samples, and that number; the first ones of very many."""
-    start = 0
+def _stretches(lengths: tuple[int, ...], start: int) -> Iterator[tuple[str, int]]:
+    """Neighbouring epochs of as many samples, counted from a start, and that number; the first of very many."""
     for number, (size, same) in enumerate(groupby(lengths)):
         end = start + len(list(same))
         if number == MOST:

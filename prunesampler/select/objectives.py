@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from prunesampler.base.checks import checked_cost, dataset_size
+from prunesampler.base.checks import checked_cost, dataset_size, warn
 from prunesampler.influence.influence import Metric, parameter_distance
 from prunesampler.influence.leave_one_out import check_classes
 from prunesampler.influence.sequences import Measured
@@ -190,6 +190,11 @@ class Target(Objective):
         assert scores.wanted is not None
         held = check_classes(scores.measurements)
         found = doubts(held, scores.wanted, believed(held, scores.influence))
+        if not found.known:
+            warn(
+                f"Target judges labels by features that tell the class of only {found.right:.0%} of the wanted samples: "
+                "what it keeps may be worse than all; measure with a pretrained network, or keep all"
+            )
         return standardised(-found.pool, weight=1.0)
 
     def check_measured(self, measurements: Measured) -> None:

@@ -168,7 +168,9 @@ def _headline(selection: Selected) -> tuple[str, ...]:
 def _decision(selection: Selected, moment: Moment | None) -> Section:
     """What was decided, and what it is predicted to cost."""
     pairs = compare(selection.shift, selection.newton_shift, selection.metadata)
-    facts = [line.partition(": ") for line in selection.certificate.splitlines()]
+    known = not math.isnan(selection.shift)  # of what is chosen by errors nothing is predicted
+    lines = selection.certificate.splitlines() if known else []
+    facts = [line.partition(": ") for line in lines]
     return Section(
         "decision",
         "What was decided, and its predicted cost",
@@ -196,12 +198,14 @@ def _cards(selection: Selected, moment: Moment | None) -> Iterator[Card]:
     share = selection.curvature_share
     if share is not None and not math.isnan(share):
         yield Card("Curvature kept", percent(share), "in the direction that keeps least")
-    yield from _time(facts, moment)
+    yield from _time(selection, moment)
 
 
-def _time(facts: Mapping[str, Any], moment: Moment | None) -> Iterator[Card]:
+def _time(selection: Selected, moment: Moment | None) -> Iterator[Card]:
     """The time that selecting took, by its stages and beside that of an epoch, as far as it is known."""
-    seconds = [(stage, facts.get(f"{stage}_seconds")) for stage in STAGES]
+    # A set that was drawn again comes from scores that were measured for an earlier one.
+    stages = ("solving",) if math.isnan(selection.newton_shift) else STAGES
+    seconds = [(stage, selection.metadata.get(f"{stage}_seconds")) for stage in stages]
     known = [(stage, took) for stage, took in seconds if took is not None]
     parts = ", ".join(f"{stage} {figure(took)} s" for stage, took in known)
     if moment is not None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from prunesampler.measure.isolation import preserved_random_state
 from prunesampler.measure.undisturbed import undisturbed
@@ -83,18 +83,49 @@ def read_samples(dataset: Any, indices: Sequence[int]) -> dict[int, Sample]:
         >>> read_samples([("a text", 3)], [0, 1])[0].label
         3
     """
-    found = {}
+    chosen = list(dict.fromkeys(indices))
+    if isinstance(dataset, InWorker):
+        return {sample.index: sample for sample in dataset.read(chosen)}
     with preserved_random_state(), undisturbed(dataset):
-        for index in indices:
-            if index in found:
-                continue
-            try:
-                item = dataset[index]
-                found[index] = Sample(index, picture(item), _label(item))
-            except Exception as error:  # in the user's code: anything
-                said = f"could not be read: {short(repr(error), 160)}"
-                found[index] = Sample(index, Picture(said), None)
-    return found
+        return {index: _read(dataset, index) for index in chosen}
+
+
+def _read(dataset: Any, index: int) -> Sample:
+    """A sample, or why it could not be read."""
+    try:
+        item = dataset[index]
+        return Sample(index, picture(item), _label(item))
+    except Exception as error:  # in the user's code: anything
+        said = f"could not be read: {short(repr(error), 160)}"
+        return Sample(index, Picture(said), None)
+
+
+class InWorker(Dataset[Sample]):
+    """A dataset of which another process reads the samples that a page shows.
+
+    Args:
+        dataset: The dataset.
+
+    Examples:
+        >>> len(InWorker([("a text", 3)]))
+        1
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        return _read(self.dataset, index)
+
+    def read(self, indices: Sequence[int]) -> Iterator[Sample]:
+        """Read some samples by a worker; no random number of this process is drawn."""
+        loader = DataLoader(
+            self, batch_size=None, sampler=indices, num_workers=1, generator=torch.Generator(),
+        )  # fmt: skip
+        yield from loader
 
 
 def _label(item: Any) -> int | None:
@@ -141,7 +172,8 @@ class Names:
             ('cat', 'dog')
         """
         try:
-            names = _names(dataset)
+            with preserved_random_state():  # a property may draw
+                names = _names(dataset)
             texts = isinstance(names, (list, tuple)) and all(isinstance(c, str) for c in names)
             return cls(tuple(names) if texts else ())
         except Exception:  # a property of the user's code may raise anything
@@ -157,7 +189,7 @@ class Names:
 def _names(dataset: Any) -> Any:
     """What may be the names of a dataset's classes, or None."""
     for _ in range(NESTED):
-        if not isinstance(dataset, Subset):
+        if not isinstance(dataset, (Subset, InWorker)):
             break
         dataset = dataset.dataset  # other wrappers may number the classes anew
     classes = getattr(dataset, "classes", None)

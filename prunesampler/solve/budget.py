@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -226,6 +226,13 @@ class Constraints:
 
     keep: Tensor | Sequence[int] | None = None
     prune: Tensor | Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        """Keep what an iterator gives, which can be asked only once."""
+        for name in ("keep", "prune"):
+            given = getattr(self, name)
+            if isinstance(given, Iterator):
+                object.__setattr__(self, name, list(given))
 
     def indices(self, num_samples: int) -> tuple[Tensor, Tensor]:
         """The samples to keep and those to prune, each int64 and ascending.

@@ -16,7 +16,7 @@ from prunesampler.pruner import InfluencePruner
 from prunesampler.sampling.sampler import InfluencePrunedSampler
 from prunesampler.select.moment import Moment
 from prunesampler.select.selection import Selection
-from prunesampler.train.announcing import Announcements, Pages
+from prunesampler.train.announcing import Announcements, Pages, shown_dataset
 from prunesampler.train.counting import (
     ResumePoint,
     check_epoch,
@@ -146,8 +146,9 @@ class PruningCallback(PlansSteps):
         self.log: Callable[[dict[str, float], int], Any] | None
         self.log = None if accelerator is None else accelerator.log
         self._accelerator = accelerator
-        dataset = getattr(pruner, "dataset", sampler.dataset)
-        pages = None if report is None else Pages(report, dataset, accelerator)
+        pages = None
+        if report is not None:
+            pages = Pages(report, shown_dataset(pruner, sampler), accelerator, pruner.progress)
         self._told = Announcements(pruner.progress, on_selection, pages)
         self.managed = False
         self._scores_dir = None if scores_dir is None else Path(scores_dir)
@@ -258,7 +259,7 @@ class PruningCallback(PlansSteps):
                 coming - 1,
                 time.perf_counter() - started,
                 None if run.last_end is None else started - run.last_end,
-                self.plan.sizes(self.sampler.num_samples, len(selection.kept)),
+                self._lengths_from(coming),
                 None if whole else before,
             )
             at = coming - 1 if step is None else step

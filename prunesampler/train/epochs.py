@@ -120,10 +120,6 @@ class EpochsPlan:
         last = self.epochs
         return last is None or any(self.prunes(coming) for coming in range(epoch, last))
 
-    def sizes(self, num_samples: int, kept: int) -> tuple[int, ...]:
-        """Number of samples of each epoch; empty where the end of the run is unknown."""
-        return tuple(kept if self.prunes(k) else num_samples for k in range(self.epochs or 0))
-
     def over(self, epoch: int) -> bool:
         """Whether the run is known to end before this epoch."""
         return self.epochs is not None and epoch >= self.epochs

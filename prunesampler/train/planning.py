@@ -78,3 +78,10 @@ class PlansSteps:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
         chosen = None if self.selection is None else len(self.selection.kept)
         return planned_lengths(self.plan.lasting(epochs), self.sampler, self.pruner.budget, chosen)
+
+    def _lengths_from(self, epoch: int) -> tuple[int, ...]:
+        """Number of samples of this epoch and of those after it, on all ranks; empty if the end is unknown."""
+        if self.plan.epochs is None:
+            return ()
+        ranks = self.sampler.num_replicas
+        return tuple(ranks * size for size in self.planned_lengths(self.plan.epochs)[epoch:])

@@ -104,6 +104,19 @@ class Run:
             self._failed = self._failed or selection is None
         return selection
 
+    def _heard(self, coming: int, model: nn.Module) -> Selection:
+        """The pruner's choice; the scores that it measured on the way are held if they are asked for."""
+        if not (self._hold_scores and isinstance(self._pruner, InfluencePruner)):
+            return self._pruner.choose(coming, model)
+        held: list[Scores] = []
+        self._pruner.heard = held.append
+        try:
+            selection = self._pruner.choose(coming, model)
+        finally:
+            self._pruner.heard = None
+        self._scores = held[-1] if held else None
+        return selection
+
     def take_scores(self) -> Scores | None:
         """The scores of the last selection, once, where they are held: on rank 0, and if there are any."""
         held, self._scores = self._scores, None
@@ -143,11 +156,8 @@ class Run:
         if self.redraws is not None:
             selection = self.redraws.draw(model, sampler.kept, measure=measure)
             self._scores = self.redraws.scores if self._hold_scores else None
-        elif self._hold_scores and isinstance(self._pruner, InfluencePruner):
-            self._scores = self._pruner.measure(model)
-            selection = self._pruner.choose_from(self._scores)
         else:
-            selection = self._pruner.choose(coming, model)
+            selection = self._heard(coming, model)
         together(group, partial(sampler.restrict, selection))
         state = sampler.state_dict()
         group.check_equal("the samplers", repr((state["n"], state["seed"], state["kept"])).encode())

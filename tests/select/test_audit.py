@@ -172,8 +172,18 @@ def test_a_layer_that_knows_nothing_doubts_no_label():
     data = TensorDataset(torch.randn(60, 100), torch.arange(60) % 5)
     audit = pruner(data).measure(nn.Sequential(nn.Linear(100, 5))).audit()
     assert len(audit.suspects) == 0
-    assert "not applicable: without the sample the layer believes" in audit.suspects.advice
-    assert "of 60 labels" in audit.suspects.advice
+    assert (
+        "not applicable: without the sample the layer names the label of" in audit.suspects.advice
+    )
+    assert "knows too little to doubt any" in audit.suspects.advice
+
+
+def test_most_labels_may_be_wrong():
+    """A layer that knows some of the right labels doubts the others, however many they are."""
+    data = places(1200, 0, wrong=720)
+    audit = pruner(data).measure(fitted(places(1200, 0))).audit()
+    assert len(audit.suspects) > 600
+    assert float((audit.suspects.indices < 720).double().mean()) > 0.95
 
 
 def test_features_that_are_all_the_same_are_named():

@@ -1,6 +1,7 @@
 """A page after every selection of a run, which never stops it."""
 
 import logging
+import random
 import warnings
 
 import pytest
@@ -14,6 +15,8 @@ from prunesampler import (
     InfluencePrunedSampler,
     InfluencePruner,
     PruningCallback,
+    Scores,
+    Selection,
     TrajectoryPruner,
 )
 from prunesampler.select.moment import Moment, plan_section
@@ -59,10 +62,10 @@ def test_there_is_a_page_for_every_selection_and_the_run_is_the_same(options, tm
             number > 0
         )  # the first is not seen to begin
         assert ("Against the set before" in seen.text) == (number > 0)
-        # 60 samples in the first of four epochs, and 36 in the others.
-        assert (
-            "The 4 epochs of the run have 168 samples together, 70\N{NO-BREAK SPACE}%" in seen.text
-        )
+        left = 3 - number  # epochs of 36 of the 60 samples
+        how = "epoch that is left has" if left == 1 else "epochs that are left have"
+        told = f"The {left} {how} {36 * left} samples together, 60\N{NO-BREAK SPACE}% of what"
+        assert told in seen.text
 
 
 def test_what_changed_is_counted(tmp_path):
@@ -143,7 +146,9 @@ def test_a_tracker_that_takes_no_text_is_no_failure(tmp_path):
     tracker = Numbers()
     accelerator = Accelerator(cpu=True, log_with=[tracker])
     accelerator.init_trackers("run")
-    with pytest.warns(UserWarning, match="could not convert string to float"):
+    with pytest.warns(
+        UserWarning, match="did not take the path .*could not convert string to float"
+    ):
         run(data(), report=tmp_path, accelerator=accelerator)
     assert len(tracker.held) == 1
     assert len(pages(tmp_path)) == 1
@@ -166,5 +171,111 @@ def test_the_log_names_the_page(tmp_path, caplog):
 def test_a_plan_of_many_changes_shows_the_first():
     section = plan_section(Moment(3, 1.0, None, tuple(range(1, 101)), None), 100)
     assert section.charts[0].drawing.count("samples each") >= 12
-    assert "The 100 epochs of the run have 5,050 samples" in section.sentences[0]
+    assert "epoch 4" in section.charts[0].drawing
+    assert "The 100 epochs that are left have 5,050 samples" in section.sentences[0]
     assert plan_section(Moment(3, 1.0, None, (), None), 100) is None
+
+
+def test_the_plan_knows_epochs_of_constant_length(tmp_path):
+    dataset = data()
+    sampler = InfluencePrunedSampler(dataset, epoch_length="constant")
+    pruner = InfluencePruner(dataset, budget=Budget(fraction=0.4), progress=False)
+    pruning = PruningCallback(sampler, pruner, warmup_epochs=1, epochs=4, report=tmp_path)
+    list(sampler)
+    pruning.on_epoch_end(0, torch.nn.Linear(4, 3))
+    (seen,) = pages(tmp_path).values()
+    assert "The 3 epochs that are left have 180 samples together" in seen.text
+
+
+def test_a_pruner_of_its_own_kind_chooses_as_without_pages(tmp_path):
+    class Last(InfluencePruner):
+        def select(self, model):
+            self.measure(model)
+            return Selection(
+                torch.arange(40, 60), 60, float("nan"), float("nan"), None, self.budget
+            )
+
+    sampler = InfluencePrunedSampler(dataset := data())
+    pruner = Last(dataset, budget=Budget(count=20), progress=False)
+    pruning = PruningCallback(sampler, pruner, warmup_epochs=1, report=tmp_path)
+    list(sampler)
+    pruning.on_epoch_end(0, torch.nn.Linear(4, 3))
+    assert sampler.kept.tolist() == list(range(40))
+    (seen,) = pages(tmp_path).values()
+    assert "Kept share per class" in seen.text  # it measured
+    assert "nan" not in seen.text
+    assert pruner.heard is None
+
+
+class Here(TensorDataset):
+    """Knows in which process it was read, and draws from a source that nobody restores."""
+
+    source = random.Random(0)
+    read = 0
+
+    def __getitem__(self, index):
+        type(self).read += 1
+        self.source.random()
+        return super().__getitem__(index)
+
+
+def test_where_workers_read_this_process_leaves_the_dataset_alone(tmp_path):
+    dataset = Here(*data().tensors)
+    state = Here.source.getstate()
+    sampler = InfluencePrunedSampler(dataset)
+    pruner = InfluencePruner(dataset, budget=Budget(count=20), num_workers=1, progress=False)
+    pruning = PruningCallback(sampler, pruner, warmup_epochs=1, report=tmp_path)
+    list(sampler)
+    model, random_state = torch.nn.Linear(4, 3), torch.get_rng_state()
+    pruning.on_epoch_end(0, model)
+    assert (Here.read, Here.source.getstate()) == (0, state)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    (seen,) = pages(tmp_path).values()
+    assert "Samples that are kept" in seen.text
+    assert "could not be read" not in seen.text
+
+
+@pytest.mark.parametrize("folder", ["x" * 300, "in\N{NULL}it"])
+def test_a_name_that_no_disk_takes_is_one_warning(folder, tmp_path):
+    with pytest.warns(UserWarning, match="no page .*training goes on") as seen:
+        kept = run(data(), report=tmp_path / folder, refresh_every=1)
+    assert len(seen) == 1
+    assert kept == run(data(), refresh_every=1)
+
+
+def test_a_terminal_that_cannot_say_the_name_is_no_failure(tmp_path, monkeypatch):
+    def deaf(text, progress):
+        if text.startswith("Page"):
+            raise UnicodeEncodeError("ascii", text, 0, 1, "no such letter")
+
+    monkeypatch.setattr("prunesampler.train.announcing.tell", deaf)
+    with pytest.warns(UserWarning, match="is not told of: UnicodeEncodeError"):
+        run(data(), report=tmp_path)
+    assert len(pages(tmp_path)) == 1
+
+
+def test_scores_are_not_held_when_choosing_fails(tmp_path):
+    import gc
+
+    class Broken(InfluencePruner):
+        def select(self, model):
+            self.measure(model)
+            raise RuntimeError("no choice")
+
+    sampler = InfluencePrunedSampler(dataset := data())
+    pruner = Broken(dataset, budget=Budget(count=20), progress=False)
+    pruning = PruningCallback(
+        sampler, pruner, warmup_epochs=1, report=tmp_path, on_error="continue"
+    )
+    list(sampler)
+    with pytest.warns(UserWarning, match="PRUNING FAILED"):
+        pruning.on_epoch_end(0, torch.nn.Linear(4, 3))
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if type(thing) is Scores]
+
+
+def test_a_redraw_counts_only_what_it_did(tmp_path):
+    run(data(), report=tmp_path, redraw_every=1)
+    first, second, _ = pages(tmp_path).values()
+    assert "measuring" in first.text
+    assert "measuring" not in second.text.split("How it was made")[0]
