@@ -178,6 +178,20 @@ def test_a_layer_that_knows_nothing_doubts_no_label():
     assert "knows too little to doubt any" in audit.suspects.advice
 
 
+def test_target_warns_of_features_that_tell_little():
+    y = torch.arange(300) % 4
+    blind = TensorDataset(torch.randn(300, 24), y)
+    made = pruner(blind, objective=Target(TensorDataset(torch.randn(80, 24), torch.arange(80) % 4)))
+    scores = made.measure(fitted(blind))
+    with pytest.warns(
+        UserWarning, match=r"features that tell the class of only \d+% of the wanted"
+    ):
+        made.choose_from(scores)
+    assert "too few to drop any by" in scores.audit().off_target.advice or not len(
+        scores.audit().off_target
+    )
+
+
 def test_most_labels_may_be_wrong():
     """A layer that knows some of the right labels doubts the others, however many they are."""
     data = places(1200, 0, wrong=720)

@@ -136,3 +136,10 @@ def test_a_plan_of_a_count_is_exact():
     found = planned_lengths(plan, sampler, Budget(count=20), None)
     assert found == planned_lengths(plan, sampler, Budget(count=20), 1)
     assert found == [60, 40, 40]
+
+
+def test_samples_named_by_an_iterator_can_be_asked_for_again():
+    limits = Constraints(keep=(k for k in (3, 1)), prune=iter([5, 4]))
+    for _ in range(2):
+        keep, prune = limits.indices(9)
+        assert (keep.tolist(), prune.tolist()) == ([1, 3], [4, 5])
