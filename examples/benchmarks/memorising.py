@@ -14,8 +14,8 @@ that each see one half, judge the other half's labels, and trains on what is lef
 on one network and look at its features with the sure samples; the first is told how many are bad. Their rivals:
 small loss (a third of the steps on all data, and the largest errors of that run go, as many as are bad), label
 smoothing, the nearest sure samples of the label (told how many), and the truth. Those called "pretrained" look at
-features of a network that was trained on other images, which pretrained.py writes; they train for as many steps as
-the truth does, though they spend none on choosing. Seconds are those of one processor core, without pretrained.py.
+features of a network that was trained on other images, which pretrained.py writes: they spend no steps on choosing,
+so that their rival is the truth with all steps. Seconds are those of one processor core, without pretrained.py.
 """
 
 from __future__ import annotations
@@ -117,21 +117,21 @@ def cross_split_method(times: float) -> Method:
     return method
 
 
-Judged = tuple[Spoiled, nn.Module, AutoCurvature]
-"""A pool as a model sees it, the model, and the curvature of its last layer's loss."""
+Judged = tuple[Spoiled, nn.Module, AutoCurvature, float]
+"""A pool as a model sees it, the model, the curvature of its last layer's loss, and the share of steps that are left."""
 
 
 def own_network(pool: Spoiled, plan: Plan) -> Judged:
     """A network that is trained on the pool for as long as choosing may take."""
     shorter = replace(plan, epochs=max(1, round(CHOOSING * plan.epochs)))
-    return pool, train(pool.images, shorter).model, AutoCurvature()
+    return pool, train(pool.images, shorter).model, AutoCurvature(), 1 - CHOOSING
 
 
 def pretrained(pool: Spoiled, plan: Plan) -> Judged:
     """A linear head on the features of a network that was trained on other data."""
     seen = pool.seen()
     model = fitted(seen.images.train, seen.images.classes)
-    return seen, model, AutoCurvature(damping=DECAY)
+    return seen, model, AutoCurvature(damping=DECAY), 1.0
 
 
 def looked_at(
@@ -142,7 +142,7 @@ def looked_at(
 
     def method(pool: Spoiled, plan: Plan) -> Outcome:
         started = time.process_time()
-        seen, model, curvature = judge(pool, plan)
+        seen, model, curvature, left = judge(pool, plan)
         pruner = InfluencePruner(
             seen.images.train, budget=Budget(count=int(pool.bad.sum()), min_per_class=0), batch_size=1000,
             objective=Target(seen.sure()), constraints=Constraints(keep=pool.wanted), progress=False,
@@ -154,7 +154,7 @@ def looked_at(
         before = time.process_time() - started
         held = scores.measurements
         found = doubts(held, scores.wanted, believed(held, scores.influence))
-        outcome = on_the_rest(pool, plan, kept, 1 - CHOOSING, before)
+        outcome = on_the_rest(pool, plan, kept, left, before)
         return replace(outcome, right=found.right)
 
     return method
@@ -187,9 +187,9 @@ def small_loss(pool: Spoiled, plan: Plan) -> Outcome:
     return on_the_rest(pool, plan, kept, 1 - CHOOSING, first.seconds)
 
 
-def truth(pool: Spoiled, plan: Plan) -> Outcome:
-    """Train on the right labels, for as many steps as the others are left with."""
-    return on_the_rest(pool, plan, (~pool.bad).nonzero()[:, 0], 1 - CHOOSING, 0.0)
+def truth(share: float) -> Method:
+    """Train on the right labels, for a share of the steps."""
+    return lambda pool, plan: on_the_rest(pool, plan, (~pool.bad).nonzero()[:, 0], share, 0.0)
 
 
 COMMON: dict[str, Method] = {
@@ -198,7 +198,8 @@ COMMON: dict[str, Method] = {
     "all data, a third as long": all_data(1 / 3),
     "all data, without label smoothing": all_data(smoothing=0.0),
     "small loss": small_loss,
-    "truth known": truth,
+    "truth known": truth(1 - CHOOSING),
+    "truth known, all steps": truth(1.0),
 }
 METHODS: dict[str, dict[str, Method]] = {
     "wrong labels": {

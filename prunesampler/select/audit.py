@@ -149,7 +149,7 @@ class Audit:
         Args:
             path: The file.
             dataset: The dataset that was measured, to show some of its samples, with names of classes where it has
-                them in ``dataset.classes``; it is left as it was.
+                them (`prunesampler.select.samples.Names`); it is left as it was.
 
         Raises:
             ValueError: If the dataset has another number of samples.

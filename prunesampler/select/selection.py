@@ -209,7 +209,7 @@ class Selection:
         Args:
             path: The file.
             dataset: The dataset that was measured, to show some of its samples, with names of classes where it has
-                them in ``dataset.classes``; it is left as it was.
+                them (`prunesampler.select.samples.Names`); it is left as it was.
             scores: The scores that the selection was made from, to show classes, errors and influence.
             frontier: Further selections from the same scores, as a `Frontier` holds them, to show what pruning
                 more or less would cost.
