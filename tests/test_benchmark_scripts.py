@@ -358,6 +358,15 @@ def test_a_pool_with_junk_is_what_it_says(share):
     assert torch.equal(images.train.tensors[0][pool.source], x)
 
 
+def test_the_cost_of_an_audit_is_measured():
+    printed = run_python(
+        BENCHMARKS / "audit_cost.py", "--samples=600", "--features=20", "--pixels=32"
+    )
+    found = json.loads(printed.splitlines()[-1])
+    assert (found["samples"], found["features"]) == (600, 20)
+    assert found["audit_seconds"] >= 0 < found["forward_seconds"]
+
+
 def test_regret_is_that_of_the_setting_that_looks_best():
     truth = averaged({0: [{"test": 0.6}, {"test": 0.9}], 1: [{"test": 0.8}, {"test": 0.7}]})
     assert truth == pytest.approx([0.7, 0.8])

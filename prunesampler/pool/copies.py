@@ -20,6 +20,8 @@ LEADING = 48
 BLOCK, PAIRS = 512, 2**16
 """Samples that are compared with so many others at a time, so that the distances stay in the cache of a core; and
 pairs that are compared in full."""
+DENSE = BLOCK**2 // 64
+"""Pairs of two blocks above which one product of all their features is quicker than those of the pairs alone."""
 LOOKED_AT = 8192
 """Samples from which the components are found."""
 ROUNDS = 3
@@ -68,7 +70,7 @@ def copies(features: Tensor, similar: float) -> Tensor:
     x = directions(features)
     parents = np.arange(len(x))
     # Rounding must rule out no pair: neither that of the products nor that of the norms.
-    farthest = 2 - 2 * similar + 1e-4
+    farthest, least = 2 - 2 * similar + 1e-4, similar - 5e-5
     one_side, other_side = _sides(_leading(x))
     for start in range(0, len(x), BLOCK):
         block = one_side[start : start + BLOCK]
@@ -77,6 +79,9 @@ def copies(features: Tensor, similar: float) -> Tensor:
             if float(distances.amin()) > farthest:
                 continue
             one, other = (distances <= farthest).nonzero(as_tuple=True)
+            if len(one) > DENSE:  # the leading components rule out little: all of the features at once
+                cosines = x[start : start + BLOCK] @ x[low : low + BLOCK].T
+                one, other = (cosines >= least).nonzero(as_tuple=True)
             one, other = one + start, other + low
             _join(x, one[one > other], other[one > other], similar, parents)
     roots = np.array([_root(parents, i) for i in range(len(parents))], dtype=np.int64)

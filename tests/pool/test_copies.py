@@ -53,6 +53,21 @@ def test_as_by_force(n, width, similar, seed):
     assert sorted(map(sorted, as_sets(found))) == sorted(map(sorted, truth))
 
 
+@pytest.mark.parametrize("similar", [0.3, 0.9])
+def test_one_product_for_all_finds_what_single_pairs_do(similar, monkeypatch):
+    torch.manual_seed(0)
+    features = torch.randn(1200, 90)
+    features[900:] = features[:300] + 0.2 * torch.randn(300, 90)
+    found = []
+    for dense in (-1, module.BLOCK**2):
+        monkeypatch.setattr(module, "DENSE", dense)
+        found.append(copies(features, similar))
+    assert torch.equal(*found)
+    assert sorted(map(sorted, as_sets(found[0]))) == sorted(
+        map(sorted, by_force(features, similar))
+    )
+
+
 def test_blocks_and_tiles_miss_no_pair(monkeypatch):
     torch.manual_seed(0)
     features = torch.randn(300, 80)
