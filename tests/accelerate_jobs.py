@@ -176,12 +176,13 @@ def tracked():
         sampler, pruner(dataset), warmup_epochs=1, accelerator=accelerator, report=pages
     )
     selection = pruning.on_epoch_end(0, network(), step=14)
-    accelerator.end_training()
+    without = pruner(dataset).select(network()).kept.tolist()
     accelerator.wait_for_everyone()
-    plain = PruningCallback(InfluencePrunedSampler(dataset), pruner(dataset), warmup_epochs=1)
+    for tracker in accelerator.trackers:  # end_training would end the processes' group, too
+        tracker.finish()
     return {
         "shift": selection.shift, "newton_shift": selection.newton_shift, "folder": str(FOLDER / "run"),
-        "kept": sampler.kept.tolist(), "plain": plain.on_epoch_end(0, network()).kept.tolist(),
+        "kept": sampler.kept.tolist(), "plain": without,
         "pages": sorted(map(str, pages.iterdir())),
     }  # fmt: skip
 
