@@ -9,7 +9,8 @@ from prunesampler import Budget, ExactCurvature, InfluencePruner, Scores, Target
 from prunesampler.base.files import pack_state
 from prunesampler.train.redraws import Redraws
 
-DATA = TensorDataset(3 * torch.randn(60, 5), torch.arange(60) % 3)
+X = 3 * torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+DATA = TensorDataset(X, X[:, :3].argmax(1))  # the features tell the class
 
 
 def drawn(folder, **options):
