@@ -79,7 +79,8 @@ def copies(features: Tensor, similar: float) -> Tensor:
             if float(distances.amin()) > farthest:
                 continue
             one, other = (distances <= farthest).nonzero(as_tuple=True)
-            if len(one) > DENSE:  # the leading components rule out little: all of the features at once
+            # Where the leading components rule out little, all of the features at once.
+            if len(one) > DENSE:
                 cosines = x[start : start + BLOCK] @ x[low : low + BLOCK].T
                 one, other = (cosines >= least).nonzero(as_tuple=True)
             one, other = one + start, other + low

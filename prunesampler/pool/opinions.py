@@ -24,7 +24,7 @@ TILE = 4096
 
 
 def by_pool(pool: Tensor, labels: Tensor, wanted: Tensor, sure: Tensor) -> tuple[Tensor, Tensor]:
-    """``-log`` of the share of neighbours in the pool that have the label, each class once more than counted.
+    """``-log((s + 1) / (k + C))``, where s of the k nearest neighbours in the pool have the label, of C classes.
 
     Args:
         pool: Features of n samples, centred, shape (n, D).
