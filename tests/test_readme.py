@@ -104,7 +104,7 @@ def test_tables_are_those_of_the_committed_results(name, module):
         assert results.markdown(table) in TABLES
 
 
-@pytest.mark.parametrize("name", ["memorising", "junk_network"])
+@pytest.mark.parametrize("name", ["memorising", "junk_network", "junk_pretrained"])
 def test_the_tables_of_networks_are_those_of_their_files(name):
     report = importlib.import_module("memorising")
     (table,) = report.tables(results.read(BENCHMARKS / "measured" / f"{name}.jsonl"))
