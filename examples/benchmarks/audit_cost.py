@@ -89,7 +89,7 @@ def main() -> None:
     forward = forward_seconds(options.pixels, options.samples)
     row = {
         "samples": options.samples, "features": options.features, "audit_seconds": round(seconds, 1),
-        "more_gigabytes": round(more, 2), "forward_seconds": round(forward), "share": round(seconds / forward, 3),
+        "more_gigabytes": round(more, 2), "forward_seconds": round(forward, 2), "share": round(seconds / forward, 3),
     }  # fmt: skip
     table = Table(*row)
     table.add_row(*map(str, row.values()))
