@@ -35,7 +35,9 @@ PLAIN = ("all data", "wanted alone", "truth known", "random")
 BY_WANTED = (
     "Target", "audit, off-target", "WantedLoss", "nearest 5 wanted", "wanted head's loss",
 )  # fmt: skip
-BY_POOL = ("leave-one-out loss", "own head's loss", "audit, suspects")
+BY_POOL = (
+    "100 neighbours in the pool", "leave-one-out loss", "own head's loss", "audit, suspects",
+)  # fmt: skip
 BY_FOLDS = ("suspects by halves", "cross-validated loss", "confident learning")
 JUNK = (*PLAIN, *BY_WANTED, "target or pool", *BY_POOL)
 WRONG = (*PLAIN, *BY_WANTED, *BY_POOL, *BY_FOLDS)

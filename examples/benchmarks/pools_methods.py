@@ -33,7 +33,7 @@ from prunesampler import (
 
 DECAY = 3e-3
 """Weight decay of every head, also those that only judge."""
-NEAREST = 5
+NEAREST, AROUND = 5, 100
 ALIKE = 0.95
 """Cosine above which the trivial rule calls two samples copies."""
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -176,6 +176,13 @@ def far_from_wanted(task: Task) -> Tensor:
     return 1 - nearest.where(nearest > -2, torch.nan).nanmean(1).nan_to_num(-1.0)
 
 
+def unlike_neighbours(task: Task) -> Tensor:
+    """Share of the nearest samples of the pool, by cosine, that have another label; needs no wanted samples."""
+    x, y = F.normalize(task.pool.x, dim=1), task.pool.y
+    nearest = (x @ x.T).fill_diagonal_(-2.0).topk(AROUND, dim=1).indices
+    return (y[nearest] != y[:, None]).double().mean(1)
+
+
 def regression(samples: int) -> LogisticRegression:
     """Scikit-learn's, with the weight decay that the heads have."""
     return LogisticRegression(C=1 / (DECAY * samples), max_iter=300, tol=1e-3)
@@ -279,6 +286,7 @@ METHODS: dict[str, Method] = {
     "label filter": filtered,
     "target or pool": lowest(unlike_wanted),
     "nearest 5 wanted": lowest(far_from_wanted),
+    "100 neighbours in the pool": lowest(unlike_neighbours),
     "wanted head's loss": lowest(loss_under(wanted_head)),
     "own head's loss": lowest(loss_under(own_head)),
     "cross-validated loss": lowest(cross_validated_loss),
