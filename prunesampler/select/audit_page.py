@@ -111,11 +111,9 @@ def _sentences(audit: Audited) -> tuple[str, ...]:
     gone = torch.cat([finding.indices for finding in _kinds(audit).values()]).unique()  # type: ignore[no-untyped-call]
     if not len(gone):
         absent = [name for name, finding in _kinds(audit).items() if _absent(finding)]
-        return (
-            (f"Not looked for: {listed(absent)}; below is why.",)
-            if absent
-            else ("No sample needs to go.",)
-        )
+        if absent:
+            return (f"Not looked for: {listed(absent)}; below is why.",)
+        return ("No sample needs to go.",)
     left = audit.num_samples - len(gone)
     return (
         f"Without any of them {count(left)} samples are left, {percent(left / audit.num_samples)}; a sample can be "

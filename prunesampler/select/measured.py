@@ -83,7 +83,10 @@ def classes_section(split: Split, labels: Tensor, names: Names) -> Section:
     )
     lost = int((stay == 0).sum())
     worst, best = float(shares.min()), float(shares.max())
-    told = f"The {count(len(rows))} class{'es keep' if len(rows) > 1 else ' keeps'} from {percent(worst)} to {percent(best)} of their samples."
+    many = "classes keep" if len(rows) > 1 else "class keeps"
+    told = (
+        f"The {count(len(rows))} {many} from {percent(worst)} to {percent(best)} of their samples."
+    )
     if lost:
         told += f" {count(lost)} of them keep{'s' * (lost == 1)} none: Budget(min_per_class=) sets a floor."
     return Section("classes", "Kept share per class", (told,), charts=charts)

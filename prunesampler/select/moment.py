@@ -9,7 +9,6 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from prunesampler.base.indices import complement
 from prunesampler.page.charts import Bar, bars
 from prunesampler.page.layout import Chart, Section
 from prunesampler.page.texts import count, figure, percent
@@ -104,24 +103,22 @@ def changes_section(split: Split, before: Tensor) -> Section:
         split: The new set.
         before: Indices of the samples that were kept before it, int64.
     """
-    n, kept, pruned = split.num_samples, split.kept, split.pruned
-    out_before = complement(before, n)
-    stays, back = kept[torch.isin(kept, before)], kept[torch.isin(kept, out_before)]
-    gone = pruned[torch.isin(pruned, before)]
-    both_out = len(pruned) - len(gone)
+    n, kept = split.num_samples, len(split.kept)
+    stays = int(torch.isin(split.kept, before).sum())
+    back, gone = kept - stays, len(before) - stays
     rows = [
         Bar(name, f"{count(size)}, {percent(size / n)}", ((look, size / n),))
         for name, size, look in (
-            ("kept again", len(stays), "kept"),
-            ("came back", len(back), "fair"),
-            ("left out now", len(gone), "pruned"),
-            ("left out again", both_out, "gone"),
+            ("kept again", stays, "kept"),
+            ("came back", back, "fair"),
+            ("left out now", gone, "pruned"),
+            ("left out again", n - kept - gone, "gone"),
         )
     ]
     said = ", ".join(f"{row.name} {row.value}" for row in rows)
     chance = percent(len(before) / n)
     told = (
-        f"Of the {count(len(kept))} samples that stay, {percent(len(stays) / len(kept))} stayed before, too; of a "
+        f"Of the {count(kept)} samples that stay, {percent(stays / kept)} stayed before, too; of a "
         f"set drawn at random it would be {chance}."
     )
     chart = Chart(

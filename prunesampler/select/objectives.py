@@ -158,7 +158,8 @@ class Target(Objective):
 
     Four opinions about a label, standardised and added (`prunesampler.pool.wanted`): those of a layer fitted to
     the wanted samples, of the nearest wanted samples of the label, of the pool's own layer, had it not been
-    trained on the sample, and of the nearest neighbours in the pool. Labels that no wanted sample has go first. It needs a loss with classes, and
+    trained on the sample, and of the nearest neighbours in the pool. Labels that no wanted sample has go
+    first. It needs a loss with classes, and
     features that know better than the pool, as those of a pretrained network: those of a network that was
     trained on junk cannot tell it.
 

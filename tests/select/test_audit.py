@@ -178,18 +178,18 @@ def test_a_layer_that_knows_nothing_doubts_no_label():
     assert "knows too little to doubt any" in audit.suspects.advice
 
 
-def test_target_warns_of_features_that_tell_little():
-    y = torch.arange(300) % 4
-    blind = TensorDataset(torch.randn(300, 24), y)
-    made = pruner(blind, objective=Target(TensorDataset(torch.randn(80, 24), torch.arange(80) % 4)))
+def test_features_that_tell_little_are_named():
+    blind = TensorDataset(torch.randn(300, 24), torch.arange(300) % 4)
+    sure = TensorDataset(torch.randn(80, 24), torch.arange(80) % 3)  # so labels of 3 are off-target
+    made = pruner(blind, objective=Target(sure))
     scores = made.measure(fitted(blind))
     with pytest.warns(
         UserWarning, match=r"features that tell the class of only \d+% of the wanted"
     ):
         made.choose_from(scores)
-    assert "too few to drop any by" in scores.audit().off_target.advice or not len(
-        scores.audit().off_target
-    )
+    off = scores.audit().off_target
+    assert len(off) >= 75
+    assert "too few to drop any by" in off.advice
 
 
 def test_most_labels_may_be_wrong():
